@@ -184,7 +184,7 @@ def test_every_kind_of_model_is_fetched_and_measured(
         assert verdict.startswith("of other images (")
     assert "not measured: " in found[DIST, "official", "top-1"][3] and "SHA-256" in found[DIST, "official", "top-1"][3]
     assert found[DINO, "official, linear", "top-1"][3] == "not measured"
-    assert "get it with a browser" in found[BY_HAND, "official", "top-1"][3]
+    assert "download it with a browser" in found[BY_HAND, "official", "top-1"][3]
     assert found[BY_HAND, "official, classifier, AutoAttack, Linf 8/255", "top-1"][3] == (
         "not measured: this package has no AutoAttack"
     )

@@ -141,7 +141,7 @@ def test_a_new_kind_is_stored_loaded_converted_verified_and_listed(
     names = torch.load(published, weights_only=True)["state_dict"]
     assert {"decode_head.conv_depth.weight", "backbone.blocks.0.gamma1"} <= names.keys()
     assert torch.equal(get_model(published)(images), model(images))
-    with pytest.raises(XCiTError, match="is no segmenter, which mmseg is the format of"):
+    with pytest.raises(XCiTError, match="is no segmenter, but mmseg is a format for segmenters"):
         xcit.convert(ours, tmp_path / "no.pth", "mmseg")
     with pytest.raises(XCiTError, match="not the weights of a segmenter: its head is depth"):
         get_model("sem-fpn_xcit-tiny-12-p16_80k_ade20k", pretrained=ours)
@@ -294,7 +294,7 @@ def test_fetch_takes_every_name(
     if RECORDS[name].sources:
         assert printed.err.startswith(f"xcit: cannot get the weights of {name}:\n")
     else:
-        assert printed.err.startswith(f"xcit: {name}: its file can't be downloaded by a program: ")
+        assert printed.err.startswith(f"xcit: {name}: a program can't download its file: ")
 
 
 def test_the_command_line_offers_what_the_table_has() -> None:

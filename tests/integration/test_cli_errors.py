@@ -85,10 +85,10 @@ ONE_LINE = [
     ("predict --model picture.pth", "picture.pth is a PNG image, not a checkpoint"),
     ("predict --model zero.pth", "zero.pth is empty"),
     ("predict --model text.safetensors", "text.safetensors is damaged: it has no safetensors header"),
-    ("predict --model cut.safetensors", "cut.safetensors is damaged or no safetensors file"),
+    ("predict --model cut.safetensors", "cut.safetensors is damaged or not a safetensors file"),
     ("predict --model flipped.safetensors", "flipped.safetensors: damaged: its tensors do not match the digest"),
     ("predict --model optimizer.pth", "optimizer.pth has no weights under 'model', 'state_dict' or 'teacher'"),
-    ("predict --model hostile.pth", "which does not belong to weights: refused, it was not run"),
+    ("predict --model hostile.pth", "which does not belong to weights: not loaded, nothing was run"),
     ("predict --model bare.safetensors", "bare.safetensors: the file does not say how to prepare images; give the"),
     ("features a.png --out a.npz --model bare.safetensors", "bare.safetensors: the file does not say how to prepare"),
     ("predict --model headless.safetensors", "has no classifier: it gives features only"),
@@ -96,14 +96,14 @@ ONE_LINE = [
     ("verify nowhere.safetensors", "cannot read nowhere.safetensors: no such file"),
     ("verify xcit-picco", "no model is called 'xcit-picco'; did you mean"),
     ("verify flipped.safetensors", "flipped.safetensors: damaged: its tensors have digest"),
-    ("verify infinite.safetensors", "1 tensors hold NaN or infinity, the first is norm.weight"),
-    ("verify hostile.pth", "refused, it was not run"),
+    ("verify infinite.safetensors", "1 tensors contain NaN or infinity, the first is norm.weight"),
+    ("verify hostile.pth", "nothing was run"),
     ("convert nowhere.pth a.pth --to timm", "cannot read nowhere.pth: no such file"),
     ("convert empty a.pth --to timm", "empty is a folder, not a checkpoint"),
-    ("convert hostile.pth a.pth --to timm", "refused, it was not run"),
+    ("convert hostile.pth a.pth --to timm", "nothing was run"),
     ("convert bare.safetensors a.onnx --to timm", "a.onnx must end in .safetensors or one of .pth, .pt, .bin"),
-    ("convert bare.safetensors zero.pth --to timm", "zero.pth exists: choose another destination, or ask to overwrite"),
-    ("convert bare.safetensors bare.safetensors --to timm --overwrite", "is the file to convert itself"),
+    ("convert bare.safetensors zero.pth --to timm", "zero.pth already exists: choose another destination"),
+    ("convert bare.safetensors bare.safetensors --to timm --overwrite", "is the source file"),
     ("convert bare.safetensors nowhere/a.pth --to timm", "nowhere/a.pth: can't be written: No such file or directory"),
     ("info xcit-nanno", "no model is called 'xcit-nanno'; did you mean"),
     ("list resnet", "no model matches 'resnet'; `xcit list` shows all"),
@@ -169,8 +169,8 @@ ONE_LINE = [
     ("test resnet packaged --data colours", "no recipe is called 'resnet'"),
     (f"test {PICO} packaged --data nowhere", "nowhere: no such folder"),
     (f"test {PICO} packaged --data flat", "images without class folders need their labels in a file val.txt"),
-    (f"test {PICO} packaged --data colours", "colours has 3 classes, and the model's 10 do not include 'blau', 'grün'"),
-    (f"test {PICO} xcit-nano-12-p16 --data colours", "xcit-nano-12-p16_3rdparty_in1k is no xcit-pico-fashion-mnist"),
+    (f"test {PICO} packaged --data colours", "colours has 3 classes, but the model's 10 classes do not include 'blau'"),
+    (f"test {PICO} xcit-nano-12-p16 --data colours", "xcit-nano-12-p16_3rdparty_in1k does not fit xcit-pico-"),
     (f"test {PICO} packaged --data colours --protocol official", "is no ImageNet recipe: the published protocols"),
     (f"test {PICO} empty --data colours", "empty is a folder, not a checkpoint"),
     (f"test {PICO} nowhere.pth --data colours", "cannot read nowhere.pth: no such file"),
@@ -181,7 +181,7 @@ ONE_LINE = [
 SEVERAL_LINES = [
     ("predict --model xcit-nano-12-p16", "cannot get the weights of xcit-nano-12-p16_3rdparty_in1k:"),
     (f"test {PICO} other.safetensors --data colours", "other.safetensors does not fit the model: "),
-    (f"test {PICO} seven.safetensors --data colours", "The file has 7 classes, the model 10"),
+    (f"test {PICO} seven.safetensors --data colours", "The file has 7 classes, the model has 10"),
     ("predict --model gaps.pth", "gaps.pth does not fit the model: "),
 ]
 
@@ -285,8 +285,8 @@ def test_image_that_can_not_be_scaled_is_left_out_of_the_measurement(xcit, colou
         assert done.status == 1
         assert done.err.splitlines() == [
             "3 classes: blau, grün, rot; 31 images in data",
-            "warning: data has no folder val: all its images are measured, also those that a run on it was trained on; "
-            "the same holdout as that run's measures those it was not",
+            "warning: data has no folder val: all its images are measured, and the model may have been trained on "
+            "them; to measure only images that a run was not trained on, give the same holdout as for that run",
             "xcit: data/rot/hair.png: an image of 1 x 700000 pixels is too elongated to scale its short side to 16",
             "xcit: model run/model.safetensors (3 classes)",
             "xcit: 1 images could not be read and were not measured",

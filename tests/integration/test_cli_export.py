@@ -40,8 +40,8 @@ def test_exported_and_used(xcit, weights: Path, tmp_path: Path) -> None:
     assert [one["name"] for one in found[0][0]["classes"]] == [one["name"] for one in found[1][0]["classes"]]
     for arguments, message in (
         (("predict", IMAGES, "--model", path, "--size", 48), "was exported for images of 40x40 pixels, not of 48x48"),
-        (("predict", IMAGES, "--model", path, "--weights", "a.pth"), "an exported file is whole"),
-        (("features", IMAGES, "--model", path, "--out", tmp_path / "f.npz"), "was exported for its logits"),
+        (("predict", IMAGES, "--model", path, "--weights", "a.pth"), "an exported file can't be changed"),
+        (("features", IMAGES, "--model", path, "--out", tmp_path / "f.npz"), "only returns logits"),
         (("segment", IMAGES, "--model", path, "--out", tmp_path / "labels"), "is no segmenter"),
         (("export", path, "--to", "onnx"), "is an exported file already"),
     ):

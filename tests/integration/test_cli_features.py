@@ -164,7 +164,7 @@ def test_linear_goes_on(xcit):
     assert xcit(*LINEAR, "--workers", 0).status == 0
     refused = xcit(*LINEAR, "--workers", 0)
     assert (refused.status, refused.err.count("\n")) == (2, 1)
-    assert "runs/linear/tiny holds a run already: resume it, or choose another folder" in refused.err
+    assert "runs/linear/tiny already contains a run: resume it, or choose another folder" in refused.err
     assert xcit(*LINEAR, "--workers", 0, "--resume").status == 0
 
 
@@ -198,7 +198,7 @@ def test_two_processes_learn_what_one_learns(xcit, start, options):
         ("nowhere.pth --data data", "cannot read nowhere.pth: no such file"),
         ("dino_xcit-small-12-p61 --data data", "no model is called 'dino_xcit-small-12-p61'; did you mean 'dino_xcit-"),
         ("tiny.safetensors --data data --device cuda:99", "--device cuda:99: not on this machine"),
-        ("dino_xcit-small-12-p16 --weights tiny.safetensors --data data", "patch_size is 8, the model's 16"),
+        ("dino_xcit-small-12-p16 --weights tiny.safetensors --data data", "patch_size is 8, the model's is 16"),
         (
             "patches.safetensors --data data --batch-size 6",
             "a model without pooling gives tokens, not one feature per image",
@@ -232,7 +232,7 @@ def test_a_mistake_is_told_in_one_line(xcit, verb, words, message):
         ("knn tiny.safetensors --data data --temperature 0", "temperature is 0.0, must be above 0"),
         (
             "linear tiny.safetensors --data data",
-            "data has 21 training images, fewer than a batch of 1024: take a smaller",
+            "data has 21 training images, fewer than a batch of 1024: choose a smaller",
         ),
         ("linear tiny.safetensors --data data --lr 0", "learning rates are 0.0, must be above 0"),
     ],

@@ -98,7 +98,7 @@ def test_info_and_list_of_a_robust_record(xcit) -> None:
     assert names == json.loads(xcit("list", "xcit-nano*", "--json").out)
     done = xcit("fetch", "debenedetti2022light_xcit_s12_imagenet_linf_eps8")
     assert done.status == 1
-    assert "can't be downloaded by a program: get it with a browser from https://drive.google.com/" in done.err
+    assert "a program can't download its file: download it with a browser from https://drive.google.com/" in done.err
     assert done.err.count("\n") == 1
 
 
@@ -173,7 +173,7 @@ def test_a_key_is_taken_by_every_verb_that_takes_weights(xcit, nano) -> None:
     for verb in (("predict", "a.png", "--model"), ("verify",), ("info",)):
         done = xcit(*verb, "xcit-nano-12-p16", *key)
         assert done.status == 2
-        assert "chooses among the weights of a file" in done.err
+        assert "selects weights in a file" in done.err
 
 
 def test_features_are_measured_as_is_asked(xcit, colours, nano) -> None:

@@ -61,12 +61,12 @@ def test_adapters(xcit, colours: Path, small: list[str]) -> None:
         (("convert", PACKAGED, "folder", "--to", "timm-hub", "--report", "none.json"), "none.json: can't be read"),
         (
             ("convert", PACKAGED, "new.pth", "--to", "timm", "--licence", "mit"),
-            "a licence and a report are for the card",
+            "a licence and a report are only for the model card",
         ),
         (("predict", "a.png", "--model", "hf-hub:a/b/c"), "hf-hub:a/b/c is no repository of the Hub"),
-        (("predict", "a.png", "--model", "hf-hub:a/b"), "hf-hub:a/b: not asked, HF_HUB_OFFLINE is set"),
+        (("predict", "a.png", "--model", "hf-hub:a/b"), "hf-hub:a/b: not requested, because HF_HUB_OFFLINE is set"),
         (("predict", "a.png", "--model", "full"), "full is a folder, not a checkpoint"),
-        (("info", "hf-hub:a/b"), "hf-hub:a/b: not asked, HF_HUB_OFFLINE is set"),
+        (("info", "hf-hub:a/b"), "hf-hub:a/b: not requested, because HF_HUB_OFFLINE is set"),
         (
             ("train", "xcit-pico-fashion-mnist", "--data", "x", "--lora.rank", 2),
             "lora.rank adapts a trained model: set initialize.weights",
@@ -100,4 +100,4 @@ def test_the_hub(xcit, colours: Path, tmp_path: Path) -> None:
         assert done.status == 0, done.err
         assert xcit(*convert.split()).status == 0 and Path("birds.pth").is_file()
         wrong = xcit("predict", "photo.jpg", "--model", "hf-hub:USER/cats")
-        assert wrong.status == 2 and "no such repository or revision" in wrong.err
+        assert wrong.status == 2 and "the repository or revision does not exist" in wrong.err

@@ -143,8 +143,8 @@ def test_of_a_file_from_nowhere_a_line_says_what_was_assumed(tmp_path: Path, cap
         assumed = xcit.get_model(path)
         (line,) = caplog.messages
         assert line == (
-            f"{path} does not say what it is: taken for small-12-p16, stem strides 2, 2, 2, 2 (patches of 16); if it "
-            "was trained with others, pass stem_strides (--stem-strides)"
+            f"{path} does not state its model: loaded as small-12-p16 with stem strides 2, 2, 2, 2 (patches of 16); if "
+            "it was trained with other strides, pass stem_strides (--stem-strides)"
         )
         assert not torch.allclose(assumed(normalised), want, atol=1e-2)
         caplog.clear()
@@ -155,12 +155,14 @@ def test_of_a_file_from_nowhere_a_line_says_what_was_assumed(tmp_path: Path, cap
             torch.testing.assert_close(found(normalised), want, atol=1e-5, rtol=1e-5)
     by_name: Any = xcit.get_model("xcit-small-12-p16", pretrained=path, num_classes=10)
     assert by_name.config.patch_size == 16
-    assert "taken for small-12-p16" in caplog.text
+    assert "loaded as small-12-p16" in caplog.text
 
 
 def test_a_known_file_is_not_loaded_with_other_strides_by_accident(tmp_path: Path) -> None:
     path = saved(tmp_path, *CIFAR, reference(*CIFAR))
-    with pytest.raises(XCiTError, match=r"its stem has strides 1, 1, 2, 2, the model's 2, 2, 2, 2: load the file"):
+    with pytest.raises(
+        XCiTError, match=r"its stem has strides 1, 1, 2, 2, but the model's stem has 2, 2, 2, 2: load the file"
+    ):
         xcit.get_model("xcit-small-12-p16", pretrained=path, num_classes=10)
     with pytest.raises(XCiTError, match=r"its stem has strides 1, 1, 2, 2"):
         xcit.get_backbone("xcit-small-12-p16", pretrained=path)

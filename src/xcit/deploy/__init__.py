@@ -1,6 +1,6 @@
-"""Exports models to files that other runtimes run, and runs such files.
+"""Exports models to files for other runtimes, and runs these files.
 
-The package knows no data set: the caller passes batches of images.
+The package does not read data sets: the caller passes batches of images.
 """
 
 from xcit.deploy.exporting import ExportReport, Origin, Wanted, export, export_model, origin_of, weights_of

@@ -1,4 +1,4 @@
-"""Compares the outputs of an exported file with those of its model.
+"""Compares the outputs of an exported file with the outputs of its model.
 
 Shapes: `h` and `w` are the height and width of an image.
 """
@@ -22,10 +22,13 @@ from xcit.zoo.kinds import DETECTOR, SEGMENTER
 SEED = 0
 
 LIMITS: dict[Precision, float] = {"float32": 1e-3, "float16": 0.1, "int8": 0.5}
-"""The largest difference (see `Difference`) at which a file still counts as the same model."""
+"""The largest allowed value of `Difference.value` for each precision. A file with a larger value is rejected."""
 
 MAX_UNMATCHED: dict[Precision, float] = {"float32": 0.05, "float16": 0.2, "int8": 0.5}
-"""The largest share of unmatched detections. Of two boxes with nearly equal scores, either may suppress the other."""
+"""The largest allowed fraction of detections without a counterpart.
+
+Some detections may differ: if two overlapping boxes have nearly equal scores, rounding decides which of them NMS keeps.
+"""
 
 _MATCHED_IOU = 0.5
 
@@ -35,13 +38,15 @@ class Difference:
     """The difference between a file's outputs and the model's.
 
     Attributes:
-        value: the largest absolute difference, divided by the largest absolute value of the same output. For a
+        value: the largest absolute difference, divided by the model's largest absolute value in that output. For a
             detector: the largest difference of a score, of a mask's probability, or of a coordinate divided by the
-            longer side of the image. For int8: the root mean square of the difference, divided by that of the output.
+            longer side of the image. For int8: the root mean square of the difference, divided by the root mean square
+            of the model's outputs.
         sizes: heights and widths of the images, in the order in which they were compared.
-        batch_sizes: numbers of images in a forward pass.
+        batch_sizes: the batch sizes that were compared.
         num_detections: number of boxes that the model found; None if the model is not a detector.
-        num_unmatched: number of boxes, of the model or the file, that have no counterpart in the other.
+        num_unmatched: number of boxes without a counterpart: those that only the model found, plus those that only the
+            file found.
     """
 
     value: float
@@ -51,7 +56,7 @@ class Difference:
     num_unmatched: int = 0
 
     def sentence(self) -> str:
-        """Returns the difference as a sentence for the user."""
+        """Describes the difference in words for the user."""
         sizes = ", ".join(f"{height}x{width}" for height, width in dict.fromkeys(self.sizes))
         batches = " and ".join(map(str, self.batch_sizes))
         text = f"largest difference from the model {self.value:.1e} (batches of {batches}; {sizes} pixels)"
@@ -63,17 +68,21 @@ class Difference:
 def compare(
     run: Run, model: nn.Module, sheet: Sheet, normalization: Normalization | None, *, least_patches: int
 ) -> Difference:
-    """Compares a file with its model on seeded noise of five sizes, odd ones among them, in batches of one and three.
+    """Compares a file with its model on seeded noise.
+
+    The noise has five image sizes, some of them odd, or the fixed size of the file. The batch sizes are 1 and 3; a
+    detector gets one image at a time.
 
     Args:
         run: the exported file.
         model: the model that the file was made from.
         sheet: the description in the file.
-        normalization: the normalization that the file computes and the model leaves to the caller.
-        least_patches: number of patches along a side of the smallest image that the file accepts.
+        normalization: the normalization at the start of the file's graph; None if there is none. The model itself takes
+            normalised images.
+        least_patches: number of patches along the shorter side of the smallest image that the file accepts.
 
     Raises:
-        XCiTError: if they differ by more than the precision allows.
+        XCiTError: if the outputs differ by more than `LIMITS` or `MAX_UNMATCHED` allow.
     """
     sizes = _sizes(sheet, least_patches) if sheet.facts.size is None else _fixed_sizes(sheet, sheet.facts.size)
     draw = torch.Generator().manual_seed(SEED)
@@ -97,10 +106,10 @@ def compare_on(run: Run, model: nn.Module, sheet: Sheet, batches: Iterable[tuple
         run: the exported file.
         model: the model that the file was made from.
         sheet: the description in the file.
-        batches: pairs of the same images, first as the file takes them, then as the model takes them.
+        batches: pairs of batches (B, C, h, w) with the same images: the input of the file, and the input of the model.
 
     Raises:
-        XCiTError: if they differ by more than int8 allows.
+        XCiTError: if the outputs differ by more than `LIMITS` allows for int8.
     """
     if sheet.kind is DETECTOR:
         cases = ((given, normalized, torch.ones(4)) for given, normalized in batches)
@@ -118,7 +127,7 @@ def compare_on(run: Run, model: nn.Module, sheet: Sheet, batches: Iterable[tuple
 
 
 def reference_of(model: nn.Module, sheet: Sheet) -> Callable[[Tensor], Sequence[Tensor]]:
-    """Returns a function that computes the model's outputs, in the order of the file's outputs."""
+    """Returns a function that maps a batch to the model's outputs, in the order of the file's outputs."""
     network: Any = model
     features = sheet.facts.features
 
@@ -136,7 +145,7 @@ def reference_of(model: nn.Module, sheet: Sheet) -> Callable[[Tensor], Sequence[
 
 
 def normalized(pixels: Tensor, normalization: Normalization | None) -> Tensor:
-    """Normalises pixels (..., C, h, w) for the model if the file normalises by itself; else returns them unchanged."""
+    """Normalises pixels (..., C, h, w) in 0..1; returns them unchanged if `normalization` is None."""
     if normalization is None:
         return pixels
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (normalization.mean, normalization.std))
@@ -144,7 +153,10 @@ def normalized(pixels: Tensor, normalization: Normalization | None) -> Tensor:
 
 
 def _sizes(sheet: Sheet, least_patches: int) -> list[tuple[int, int]]:
-    """Returns five image sizes: the smallest, odd ones, a tall one, and one with enough tokens for the Gram form."""
+    """Returns five image sizes, among them the smallest allowed size, odd sizes and a tall image.
+
+    For a classifier or segmenter, the last size has so many tokens that XCA uses the Gram matrix (see `ops.forms`).
+    """
     config = sheet.kind.backbone(sheet.config)
     patch = config.patch_size
     if sheet.kind is DETECTOR:
@@ -161,7 +173,7 @@ def _sizes(sheet: Sheet, least_patches: int) -> list[tuple[int, int]]:
 
 
 def _fixed_sizes(sheet: Sheet, size: tuple[int, int]) -> list[tuple[int, int]]:
-    """Returns the sizes of images for a file of one size; a detector's images may be smaller, and are padded."""
+    """Returns the sizes of the compared images for a file with a fixed size. A detector's images may be smaller than that."""
     height, width = size
     return [size, (height, 2 * width // 3), (height // 2 + 1, width)] if sheet.kind is DETECTOR else [size] * 2
 
@@ -188,8 +200,8 @@ def _largest(
     for ours, theirs in zip(run([pixels]), reference(normalized(pixels, normalization)), strict=True):
         if ours.shape != theirs.shape:
             raise XCiTError(
-                f"the exported graph differs from the model and was not kept: of images {tuple(pixels.shape)} it gives "
-                f"{tuple(ours.shape)}, the model {tuple(theirs.shape)}"
+                f"the exported graph differs from the model and was not kept: for images {tuple(pixels.shape)} its "
+                f"output is {tuple(ours.shape)}, and the model's output is {tuple(theirs.shape)}"
             )
         found.append(((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-12)).item())
     return max(value if math.isfinite(value) else math.inf for value in found)
@@ -198,9 +210,12 @@ def _largest(
 def _blobs(
     sheet: Sheet, sizes: Sequence[tuple[int, int]], normalization: Normalization | None, draw: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yields two images (1, C, h, w) of each size: as the file takes it, as the model takes it, and its scale (4,).
+    """Yields two images of each size for a detector.
 
-    The noise is smoothed to blobs, because noise of single pixels looks the same everywhere.
+    The noise is enlarged to smooth blobs: with independent pixels, all regions of an image would look the same.
+
+    Yields:
+        An image (1, C, h, w) as the input of the file, the same image as the input of the model, and its scale (4,).
     """
     for index, (height, width) in enumerate(size for size in sizes for _ in range(2)):
         coarse = torch.rand(1, sheet.channels, height // 16 + 1, width // 16 + 1, generator=draw)
@@ -211,7 +226,7 @@ def _blobs(
 def _compare_detections(
     run: Run, model: nn.Module, sheet: Sheet, cases: Iterable[tuple[Tensor, Tensor, Tensor]]
 ) -> Difference:
-    """Compares detections, one image in a forward pass; `_blobs` describes a case."""
+    """Compares detections; each forward pass gets one image. `_blobs` describes a case."""
     from xcit.models.detection.roi_heads import MIN_SCORE, Detections
 
     network: Any = model
@@ -244,7 +259,11 @@ def _compare_detections(
 
 
 def _matched(ours: Any, theirs: Any) -> Tensor:
-    """Returns index pairs (n, 2) of overlapping detections of one class, nearest in score; each detection once."""
+    """Matches detections of the file with detections of the model, and returns their index pairs (n, 2).
+
+    A pair has the same class and an IoU of at least `_MATCHED_IOU`. Pairs with similar scores and boxes are matched
+    first, and each detection is in at most one pair.
+    """
     from torchvision.ops import box_iou
 
     pairs: list[tuple[int, int]] = []

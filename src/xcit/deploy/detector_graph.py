@@ -1,7 +1,8 @@
-"""Mask R-CNN as a graph: `MaskRCNN.detect` on tensors whose lengths are known only when the graph runs.
+"""Mask R-CNN for export: the steps of `MaskRCNN.detect` after preprocessing, as one graph.
 
-The graph limits the number of boxes in another way than the model. To slice the best 1000 of n boxes, a graph would
-have to know whether n is larger than 1000. So the graph first appends 1000 empty entries, and removes them at the end.
+In a graph, the number n of boxes is unknown until the graph runs, so the graph can't test whether n is larger than
+1000. To keep the best 1000 boxes, the graph appends 1000 empty entries, selects the best 1000 entries, and then removes
+the empty entries among them.
 """
 
 from collections.abc import Sequence
@@ -30,15 +31,15 @@ if TYPE_CHECKING:
 
 
 class DetectorGraph(nn.Module):
-    """Computes `Detections`, as a tuple, from one normalised image (1, C, H, W), its size and its scale.
+    """Computes the fields of `Detections` from one normalised image (1, C, H, W), its size and its scale.
 
-    H and W are multiples of 32; the image is padded with zeros on the right and below. The size (2,) is the height and
-    width without the padding. The scale (4,) is the width, height, width and height of the resized image, each divided
-    by that of the original image; boxes are in pixels of the original image. Boxes with scores below `MIN_SCORE` are
-    left out.
+    H and W are multiples of 32; the image is padded with zeros on the right and at the bottom. The size (2,) is the
+    height and width of the image without padding. The scale (4,) is (x, y, x, y): x is the width of the resized image
+    divided by the width of the original image, and y is the same ratio of the heights. The boxes in the output are in
+    pixels of the original image, and all have scores above `MIN_SCORE`.
 
-    A model in float16 computes its layers in float16. Coordinates, scores and the features of regions are computed in
-    float32, because float16 has no number between 2048 and 2050.
+    The layers of a float16 model compute in float16. Coordinates, scores and RoIAlign are computed in float32, because
+    float16 has no number between 2048 and 2050.
     """
 
     def __init__(self, model: "MaskRCNN") -> None:
@@ -46,7 +47,7 @@ class DetectorGraph(nn.Module):
         self.model = model
 
     def forward(self, images: Tensor, size: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Returns boxes (n, 4), labels (n,) from 1, scores (n,) and masks (n, s, s), best first."""
+        """Returns boxes (n, 4), labels (n,) from 1, scores (n,) and masks (n, s, s), in descending order of scores."""
         maps = self.model._maps(images)
         boxes, labels, scores = self._select(maps, self._proposals(maps, size), size, scale)
         heads = self.model.roi_heads
@@ -55,7 +56,7 @@ class DetectorGraph(nn.Module):
         return boxes, labels + 1, scores, own.sigmoid()
 
     def _proposals(self, maps: Sequence[Tensor], size: Tensor) -> Tensor:
-        """Returns the proposals (n, 4); see `RegionProposalNetwork.proposals`."""
+        """Returns the proposals (n, 4) of the image, as `RegionProposalNetwork.proposals` does."""
         rpn = self.model.rpn
         boxes, scores, levels = [], [], []
         for level, (logits, steps) in enumerate(zip(*rpn(maps), strict=True)):
@@ -75,7 +76,7 @@ class DetectorGraph(nn.Module):
     def _select(
         self, maps: Sequence[Tensor], proposals: Tensor, size: Tensor, scale: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the boxes, labels and scores that are kept; see `RoIHeads._select`."""
+        """Returns the boxes, labels and scores of the detections, as `RoIHeads._select` does."""
         heads = self.model.roi_heads
         logits, steps = heads.box_predictor(heads.box_head(_pool(maps, proposals, BOX_SIZE)))
         scores = logits.softmax(dim=-1)[:, : heads.num_classes] * (proposals[:, 3:] != 0)
@@ -88,7 +89,7 @@ class DetectorGraph(nn.Module):
 
 
 def _nms_by_class(boxes: Tensor, scores: Tensor, classes: Tensor, iou: float) -> Tensor:
-    """Does what `nms_by_class` does, in one NMS call; it also works when there are no boxes."""
+    """Does what `boxes.nms_by_class` does, but always in one NMS call; it needs no special case for zero boxes."""
     from torchvision.ops import nms
 
     most = torch.cat([boxes.flatten(), boxes.new_zeros(1)]).max()
@@ -97,7 +98,7 @@ def _nms_by_class(boxes: Tensor, scores: Tensor, classes: Tensor, iou: float) ->
 
 
 def _first(indices: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Returns the first `count` indices, padded with zeros to (count,), and whether each entry is a real index."""
+    """Returns the first `count` indices, padded with zeros to (count,), and a mask (count,): False for padding."""
     filled = torch.cat([indices, indices.new_full((count,), -1)])[:count]
     return filled.clamp(min=0), filled >= 0
 

@@ -1,4 +1,4 @@
-"""Exports a model to a file that other runtimes run; the file is compared with the model before it is kept."""
+"""Exports a model to a file for another runtime, and deletes the file if its outputs differ from the model's."""
 
 import copy
 import os
@@ -38,12 +38,12 @@ RUN_WEIGHTS = "model.safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class ExportReport:
-    """Describes what `export` has written.
+    """Describes the result of `export`.
 
     Attributes:
-        path: the file or folder.
-        num_bytes: its size in bytes.
-        sheet: the description in the file.
+        path: path of the file or folder.
+        num_bytes: size of the file or folder in bytes.
+        sheet: the description that is stored in the file.
         difference: the difference between the file's outputs and the model's.
     """
 
@@ -63,7 +63,7 @@ class Origin:
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """The arguments of `export` besides the model and the target; see there."""
+    """The arguments of `export` except the model, the path and the target; `export` describes them."""
 
     size: Size | None = None
     dtype: Precision | None = None
@@ -85,33 +85,37 @@ def export(
     calibration: Iterable[Tensor] | None = None,
     opset: int | None = None,
 ) -> ExportReport:
-    """Writes a model as a file that other runtimes run; the batch size, height and width of the images are free.
+    """Writes a model to a file for another runtime. By default, the file accepts any batch size and image size.
 
-    The file is compared with the model at five image sizes and two batch sizes; a file that differs is deleted. It
-    contains the class names, preprocessing, task, source and licence. A detector's file takes one image at a time.
+    The file also contains the class names, preprocessing, task, source and licence. A detector's file takes one image
+    at a time. Before `export` returns, it compares the file's outputs with the model's (for int8 on `calibration`, else
+    on random images of several sizes), and deletes a file that differs.
 
     Args:
-        model: a name (its published weights are downloaded once), a weights file, or a model.
-        path: where to write: a file ending in .onnx or .pt2, or a new folder for OpenVINO.
-        to: the runtime; if None, the path decides. "tensorrt" and "web" write ONNX files that only contain operators
-            which TensorRT's parser or onnxruntime-web supports; a file for TensorRT has one image size, in float16.
-        size: fixed height and width of the images (or one number for both); if None, the file takes every size. For a
-            detector: the side of the square to which each image is padded, a multiple of 32; an image is resized so
-            that it fits into the square.
-        dtype: "float32", "float16", or "int8", which needs `calibration`; None is float16 for TensorRT, else float32.
-        normalize: whether the graph subtracts the mean and divides by the standard deviation; its input is then in
-            0..1.
-        features: the features that the file returns instead of logits.
-        calibration: for int8: batches (B, C, h, w) of normalised images like those that the model will see; B is 1 for
-            a detector.
-        opset: version of the ONNX operators, 18 or later, for "onnx", "tensorrt" and "web"; None is 18.
+        model: a model, a weights file, the folder of a training run, or a published name. The weights of a published
+            name are downloaded if they are not yet on this machine.
+        path: the output: a file ending in .onnx or .pt2, or a new or empty folder for OpenVINO.
+        to: the runtime; None chooses it by `path`. "tensorrt" and "web" write ONNX files, and raise an error if the
+            graph contains an operator that TensorRT's parser or onnxruntime-web does not support. A file for TensorRT
+            has a fixed image size and computes in float16.
+        size: fixed height and width of the images, or one number for both; None allows every size, but for TensorRT
+            it means the size in the model's preprocessing. For a detector, it is the side of a square in pixels, a
+            multiple of 32: an image is resized to fit into the square, and padded.
+        dtype: "float32", "float16" or "int8"; "int8" needs `calibration`. None means float16 for TensorRT and float32
+            for all other targets.
+        normalize: if True, the graph itself subtracts the mean and divides by the standard deviation, and its input
+            is in 0..1. If False, its input is normalised images.
+        features: the features that the file returns instead of logits; None means logits.
+        calibration: for int8 only: batches (B, C, h, w) of normalised images, similar to the images that the file will
+            be used on. For a detector, B is 1.
+        opset: version of ONNX's operator set, at least 18, for "onnx", "tensorrt" and "web"; None means 18.
 
     Returns:
-        A description of the file, with the largest difference from the model.
+        A description of the file, with the difference between its outputs and the model's.
 
     Raises:
-        XCiTError: if the model can't be loaded, the target does not support it, a package is missing, or the file's
-            outputs differ from the model's.
+        XCiTError: if the model can't be loaded, the target does not support the model, a package is missing, the path
+            can't be written, or the file's outputs differ from the model's.
     """
     wanted = Wanted(
         size=size, dtype=dtype, normalize=normalize, features=features, calibration=calibration, opset=opset
@@ -122,7 +126,7 @@ def export(
 
 
 def export_model(network: Any, origin: Origin, place: Path, target: Target, wanted: Wanted) -> ExportReport:
-    """Does what `export` does, for a model that is already loaded and whose origin is known."""
+    """Does what `export` does, for a model that is already loaded; `place` is the output path."""
     form = FORMATS[_target(place, target)]
     kind = kind_of_config(network.config)
     parameter = next(network.parameters())
@@ -159,17 +163,17 @@ def export_model(network: Any, origin: Origin, place: Path, target: Target, want
 
 
 def _target(path: Path, to: Target | None) -> Target:
-    """Returns the target: the given one, which must fit the path, or else the one that the path implies.
+    """Returns the target: `to` if it is given, else the target that belongs to the suffix of the path.
 
     Raises:
-        XCiTError: if the target does not fit the path, or the path implies none.
+        XCiTError: if the path does not fit `to`, or if `to` is None and the suffix is unknown.
     """
     if to is not None and to not in FORMATS:
-        raise XCiTError(f"there is no export to {to!r}; there are {', '.join(FORMATS)}")
+        raise XCiTError(f"there is no export to {to!r}; choose one of {', '.join(FORMATS)}")
     found = format_of(path)
     if to is None:
         if found is None and path.suffix:
-            raise XCiTError(f"{path}: say what it is for: .onnx, .pt2, or a folder for OpenVINO, which has no suffix")
+            raise XCiTError(f"{path}: unknown suffix: use .onnx or .pt2, or for OpenVINO a folder without a suffix")
         form = found or FORMATS["openvino"]
         return next(target for target, one in FORMATS.items() if one is form)
     wanted = FORMATS[to].suffix
@@ -180,7 +184,7 @@ def _target(path: Path, to: Target | None) -> Target:
 
 
 def origin_of(name: str) -> Origin:
-    """Returns the origin of a model that is given by its name or file."""
+    """Returns the origin of a model; `name` is a published name or a path."""
     if not is_known(name):
         return Origin(source=name)
     record = find_record(name)
@@ -188,7 +192,7 @@ def origin_of(name: str) -> Origin:
 
 
 def weights_of(model: str | os.PathLike[str]) -> str | os.PathLike[str]:
-    """Returns the path of the weights in a run's folder; a name or a file is returned unchanged.
+    """Returns the path of the weights file if `model` is a training run's folder; else returns `model` unchanged.
 
     Raises:
         XCiTError: if `model` is an exported file.
@@ -201,7 +205,7 @@ def weights_of(model: str | os.PathLike[str]) -> str | os.PathLike[str]:
 
 
 def _find(model: str | os.PathLike[str] | nn.Module) -> tuple[Any, Origin]:
-    """Returns the model, loaded if necessary, and its origin."""
+    """Returns the model and its origin; loads the model if `model` is a name or path."""
     network: Any = model
     if isinstance(model, nn.Module):
         if not any(isinstance(model, kind.model()) for kind in (CLASSIFIER, SEGMENTER, DETECTOR)):
@@ -213,17 +217,20 @@ def _find(model: str | os.PathLike[str] | nn.Module) -> tuple[Any, Origin]:
 
 
 def _fixed_size(size: Size | None, target: Target, network: Any) -> tuple[int, int] | None:
-    """Returns the images' fixed height and width, None if they are free; TensorRT defaults to the model's own size."""
+    """Returns the fixed height and width of the images, or None if the file is to accept every size.
+
+    If `size` is None, the result for TensorRT is the size in the model's preprocessing.
+    """
     if size is None and target == "tensorrt":
         spec = getattr(network.info, "preprocessing", None)
         size = getattr(spec, "image_size", None) or getattr(spec, "short_side", None)
         if size is None:
-            raise XCiTError("an export to tensorrt is of one size, and the model does not say its own: give size")
+            raise XCiTError("an export to tensorrt has a fixed image size, and the model does not state one: give size")
     if size is None:
         return None
     height, width = (size, size) if isinstance(size, int) else size
     if min(height, width) < 1:
-        raise XCiTError(f"the size is {height}x{width} pixels, must be at least 1")
+        raise XCiTError(f"the size is {height}x{width} pixels, but each side must be at least 1")
     return height, width
 
 
@@ -237,7 +244,7 @@ def _check_asked(
     """Checks that the export is possible, before the graph is captured.
 
     Raises:
-        XCiTError: if it is not; the message says what is possible.
+        XCiTError: if the export is not possible; the message says what to change.
     """
     if precision not in ("float32", "float16", "int8"):
         raise XCiTError(f"there is no dtype {precision!r}; there are float32, float16 and int8")
@@ -248,7 +255,7 @@ def _check_asked(
             f"the size is {size[0]}x{size[1]} pixels; a detector needs a square with sides of a multiple of {PAD_TO}"
         )
     if (precision == "int8") != (wanted.calibration is not None):
-        raise XCiTError("int8 and images to calibrate it on go together: give both or neither")
+        raise XCiTError("int8 needs images for calibration, and only int8 uses them: give both or neither")
     if precision == "int8" and target in ("torch-export", "tensorrt"):
         raise XCiTError(f"int8 is for onnx, openvino and web, not for {target}")
     if wanted.opset is not None:
@@ -264,21 +271,25 @@ def _check_asked(
 
 
 def _with_blocks(features: FeatureOutput | None, network: Any) -> FeatureOutput | None:
-    """Returns the features with block numbers from 0; raises an `XCiTError` if the model has no such features."""
+    """Returns the features with block indices counted from 0, so that -1 becomes the index of the last block.
+
+    Raises:
+        XCiTError: if a block does not exist, or has no class token although the class token is requested.
+    """
     if features is None:
         return None
     config = network.config
     layers = tuple(resolve_indices(features.layers, config.depth + config.cls_depth))
     if features.out_type == "cls_token" and layers[0] < config.depth:
         raise XCiTError(
-            f"block {layers[0]} has no class token: it enters at block {config.depth} of "
+            f"block {layers[0]} has no class token: the class token enters at block {config.depth} of "
             f"{config.depth + config.cls_depth}; ask for featmap, avg_featmap or raw"
         )
     return FeatureOutput(out_type=features.out_type, layers=layers)
 
 
 def _sheet(network: Any, facts: Facts) -> tuple[Sheet, Normalization | None]:
-    """Returns the description in the file, and the normalization at the start of its graph."""
+    """Returns the description for the file, and the normalization at the start of its graph (None if there is none)."""
     kind, config, info = kind_of_config(network.config), network.config, network.info
     if kind is DETECTOR and facts.size is not None:
         config = replace(config, short_side=facts.size[0], long_side=facts.size[0])
@@ -312,7 +323,8 @@ def _write(
 ) -> None:
     """Writes the file to a temporary path."""
     is_half, texts = sheet.facts.precision == "float16", sheet.texts()
-    # OpenVINO computes in the device's own precision; for float16 only the stored weights are converted, later.
+    # For OpenVINO, the graph stays in float32: `convert_onnx` stores its weights as float16, and the device decides the
+    # precision of the computation.
     graph = build_graph(
         network,
         sheet,
@@ -338,28 +350,28 @@ def _write(
 
 
 def _xca_form(sheet: Sheet, target: Target) -> XCAForm:
-    """Returns the form of XCA in a graph that takes every image size."""
-    if sheet.kind is DETECTOR:  # its images are large
+    """Returns the form of XCA (see `ops.xca_in_graph`) in a graph that accepts every image size."""
+    if sheet.kind is DETECTOR:  # the images of detectors are large, so there are many tokens
         return "sums"
-    # Quantisation needs products of tokens with the weights of queries, keys and values, as the form "tokens" has them.
-    # The form "size" is a branch in the graph, which not all tools support.
+    # Only the form "tokens" multiplies tokens by the weights of queries, keys and values; quantisation needs these
+    # products. The form "size" is a branch in the graph, and not all tools support branches.
     return "size" if target in ("onnx", "openvino") and sheet.facts.precision != "int8" else "tokens"
 
 
 def _check_place(place: Path, *, is_folder: bool) -> None:
-    """Checks that a path can be written, before the export spends minutes.
+    """Checks that the output path can be written. It runs first, because an export can take minutes.
 
     Raises:
-        XCiTError: if the parent folder does not exist, or the folder for OpenVINO is not empty.
+        XCiTError: if the parent folder does not exist, or if the path for OpenVINO exists and is not an empty folder.
     """
     if not place.parent.is_dir():
         raise XCiTError(f"{place}: can't be written: there is no folder {place.parent}")
     if is_folder and place.exists() and (not place.is_dir() or any(place.iterdir())):
-        raise XCiTError(f"{place}: is there already: choose another folder, or remove it")
+        raise XCiTError(f"{place}: already exists: choose another folder, or remove it")
 
 
 def _denormalized(batch: Tensor, normalization: Normalization | None) -> Tensor:
-    """Returns normalised images as the file takes them: without the normalization that the file itself does."""
+    """Converts normalised images to the input of the file: undoes the normalization that the graph itself does."""
     if normalization is None:
         return batch
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (normalization.mean, normalization.std))
@@ -367,7 +379,7 @@ def _denormalized(batch: Tensor, normalization: Normalization | None) -> Tensor:
 
 
 def _keep(part: Path, place: Path) -> int:
-    """Copies the written file or folder to its final path, and returns its size in bytes."""
+    """Copies the temporary file or folder to its final path, and returns its size in bytes."""
     if part.is_dir():
         with whole_folder(place) as folder:
             for file in part.iterdir():

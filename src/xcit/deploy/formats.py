@@ -1,4 +1,4 @@
-"""The table of export formats, and how the format of a file is recognised."""
+"""Contains the table of export formats, and recognises the format of a file."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from xcit.deploy.torch_files import ProgramRun
 from xcit.errors import XCiTError
 
 Target = Literal["onnx", "openvino", "torch-export", "tensorrt", "web"]
-"""The runtime that an export is for. "tensorrt" and "web" are ONNX files with only operators that these support."""
+"""The runtime that a file is exported for. "tensorrt" and "web" (onnxruntime-web) both use ONNX files."""
 
 
 class Run(Protocol):
@@ -23,7 +23,7 @@ class Run(Protocol):
     texts: dict[str, str]
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """Computes the outputs, on the CPU, from inputs on the CPU in the order of the graph."""
+        """Computes the outputs. The inputs are in the order of the graph's inputs, and all tensors are on the CPU."""
         ...
 
 
@@ -32,8 +32,8 @@ class Format:
     """A format of exported files.
 
     Attributes:
-        suffix: the suffix of its files; "" if the format is a folder.
-        packages: the packages that write and run it.
+        suffix: the suffix of its files; "" if an export in this format is a folder.
+        packages: the packages that write and run its files.
         run: opens a file; its arguments are the path and the number of threads.
     """
 
@@ -55,7 +55,10 @@ FORMATS: dict[Target, Format] = {
 
 
 def format_of(path: str | os.PathLike[str]) -> Format | None:
-    """Returns the format of a path, by its suffix or a folder's content; None if it is not an exported file."""
+    """Returns the format of an exported file or folder; None if `path` is neither.
+
+    A file is recognised by its suffix, and an OpenVINO folder by its `model.xml`.
+    """
     text = os.fspath(path)
     if text.endswith((".onnx", ".pt2")):
         return next(one for one in FORMATS.values() if one.suffix and text.endswith(one.suffix))
@@ -65,19 +68,20 @@ def format_of(path: str | os.PathLike[str]) -> Format | None:
 
 
 def is_exported(model: object) -> bool:
-    """Returns whether `model` is the path of an exported file."""
+    """Returns whether `model` is the path of an exported file or folder."""
     return isinstance(model, str | os.PathLike) and format_of(model) is not None
 
 
 def open_run(path: Path, num_threads: int) -> Run:
-    """Opens an exported file.
+    """Opens an exported file or folder, to be run with `num_threads` threads.
 
     Raises:
-        XCiTError: if there is no such file, its runtime is not installed, or the runtime can't read it.
+        XCiTError: if the path does not exist or is not an exported file, or if its runtime is not installed or can't
+            read it.
     """
     found = format_of(path)
     if found is None:
-        raise XCiTError(f"{path}: no exported file: those end in .onnx or .pt2, or are OpenVINO's folders")
+        raise XCiTError(f"{path}: not an exported file: exported files end in .onnx or .pt2, or are OpenVINO folders")
     if not path.exists():
         raise XCiTError(f"{path}: no such file")
     return found.run(path, num_threads)

@@ -1,9 +1,9 @@
-"""Turns models into graphs: modules that only take and return tensors, in the forms that runtimes compute fastest.
+"""Turns models into graphs: modules with only tensors as inputs and outputs, ready to be captured by an exporter.
 
 A graph contains a fused copy of the model: batch norms are folded into the convolutions before them, and LayerScale is
-folded into the last weights of each branch. If there are many tokens, XCA is computed from their Gram matrix (see
-`ops.forms`). A graph with a fixed image size contains the faster form; a graph that takes every size contains both, and
-chooses by the number of tokens when it runs.
+folded into the last weights of each branch. XCA has two forms (see `ops.forms`): one is faster for many tokens, and the
+other is faster for few. A graph with a fixed image size contains the faster form for that size. A graph for every size
+contains one form or both, see `XCAForm`.
 
 Shapes: `B` is the batch size, `C` the number of channels, `h` and `w` are the height and width of an image.
 """
@@ -24,12 +24,13 @@ from xcit.models.fused import FusedXCABlock
 from xcit.zoo.kinds import DETECTOR
 
 XCAForm = Literal["size", "sums", "tokens"]
+"""The form of XCA in a graph for every image size; see the argument `by` of `ops.xca_in_graph`."""
 
 PAD_TO = 32
 """The height and width of a detector's images are multiples of this number."""
 
 AXES = {0: "batch", 2: "height", 3: "width"}
-"""The axes of the images that may have any length in a graph that takes every image size."""
+"""The axes of the images that may have any length in a graph for every image size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +38,13 @@ class Graph:
     """A module to be captured.
 
     Attributes:
-        module: maps the inputs to a tuple of outputs; all are float32, except that labels are int64.
+        module: maps the inputs to a tuple of outputs. All outputs are float32, except a detector's labels, which are
+            int64.
         inputs: example inputs.
         input_names: names of the inputs.
         output_names: names of the outputs.
-        axes: for each input, a dict from each axis whose length is not fixed to the name of its length.
-        multiple_of: the height and width of the images are multiples of this number.
+        axes: the axes of variable length: maps the name of each input to a dict from axis index to axis name.
+        multiple_of: the number that the height and width of the images must be multiples of.
     """
 
     module: nn.Module
@@ -53,8 +55,8 @@ class Graph:
     multiple_of: int = 1
 
     def dynamic_shapes(self) -> tuple[dict[int, Any], ...]:
-        """Returns the axes in the form of torch's exporter, one dict per input."""
-        least = 3  # torch checks whether a side of the coarsest map is one pixel, and specialises the graph for it
+        """Returns the `dynamic_shapes` for torch's exporter, one dict per input."""
+        least = 3  # for smaller images, torch would specialise the graph to a coarsest map of one pixel
         named = {"height": torch.export.Dim("rows", min=least), "width": torch.export.Dim("columns", min=least)}
         return tuple(
             {
@@ -76,13 +78,13 @@ class Normalization:
 def build_graph(
     model: nn.Module, sheet: Sheet, *, normalization: Normalization | None, xca_by: XCAForm, dtype: torch.dtype
 ) -> Graph:
-    """Builds the graph of a model that a sheet describes.
+    """Builds the graph of a model.
 
     Args:
         model: a model in evaluation mode; it is not changed.
         sheet: the description that the file will contain.
         normalization: the normalization at the start of the graph; None means no normalization.
-        xca_by: the form of XCA in a graph that takes every image size, see `ops.xca_in_graph`.
+        xca_by: the form of XCA in a graph for every image size; it is ignored if the sheet has a fixed size.
         dtype: dtype of the weights and of the computation.
     """
     network: Any = model
@@ -136,11 +138,11 @@ class _Normalized(nn.Module):
 
 
 class _NormalizedDetector(_Normalized):
-    """Does the same for a detector, which also takes the image's size and scale; its outputs are not converted."""
+    """Normalises a detector's image, and passes it on with its size and scale; the outputs are not converted."""
 
     def forward(self, images: Tensor, size: Tensor, scale: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         normalized = self._normalized(images)
-        if self.mean is not None:  # the model expects padding that is zero after the normalization
+        if self.mean is not None:  # the normalization changes the padding, but the model expects zeros there
             height, width = images.shape[2:]
             inside = (torch.arange(height)[:, None] < size[0]) & (torch.arange(width) < size[1])
             normalized = normalized * inside.to(normalized.dtype)
@@ -195,7 +197,10 @@ def inputs_of(sheet: Sheet, images: Tensor) -> tuple[Tensor, ...]:
 
 
 def _example(sheet: Sheet) -> tuple[Tensor, ...]:
-    """Returns example inputs; height and width have no simple ratio, which the exporter could take for a rule."""
+    """Returns example inputs for the exporter.
+
+    Height and width differ, so that the exporter does not conclude that they are always equal.
+    """
     patch = sheet.kind.backbone(sheet.config).patch_size
     height, width = sheet.facts.size or (max(7 * patch, 96), max(11 * patch, 128))
     if sheet.kind is DETECTOR:

@@ -14,11 +14,11 @@ from xcit.extras import need_packages
 from xcit.weights.pickles import brief, shortened
 
 OPSET = 18
-"""The default version of ONNX's operators, and the oldest one: torch's exporter is written for it."""
+"""Default version of ONNX's operator set, and the oldest one: torch's exporter is written for version 18."""
 
 
 def newest_opset() -> int:
-    """Returns the newest version of ONNX's operators that the installed onnx knows."""
+    """Returns the newest version of ONNX's operator set that the installed onnx supports."""
     need_packages("an ONNX file", "onnx")
     import onnx
 
@@ -26,7 +26,13 @@ def newest_opset() -> int:
 
 
 def write_onnx(graph: Graph, path: Path, texts: Mapping[str, str], opset: int) -> None:
-    """Captures a graph and writes it, with its metadata, in a version of ONNX's operators.
+    """Captures a graph and writes it to an ONNX file.
+
+    Args:
+        graph: the graph.
+        path: the file to write.
+        texts: the file's metadata.
+        opset: version of ONNX's operator set.
 
     Raises:
         XCiTError: if the exporter can't write this version.
@@ -74,7 +80,7 @@ class OnnxRun:
         self.texts: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """Computes the outputs, on the CPU, from inputs in the order of the graph."""
+        """Computes the outputs. The inputs are in the order of the graph's inputs, and all tensors are on the CPU."""
         names = (one.name for one in self._session.get_inputs())
         arrays = {name: value.contiguous().numpy() for name, value in zip(names, inputs, strict=True)}
         return [torch.from_numpy(array) for array in self._session.run(None, arrays)]

@@ -1,4 +1,4 @@
-"""Converts ONNX files to folders for OpenVINO, and runs these with OpenVINO."""
+"""Converts ONNX files to OpenVINO folders, and runs OpenVINO folders."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,13 +13,20 @@ from xcit.extras import need_packages
 from xcit.weights.pickles import brief
 
 MODEL = "model.xml"
-"""The file in a folder that describes the graph; the weights are in model.bin."""
+"""The file in an OpenVINO folder that describes the graph; the weights are in model.bin."""
 
 _SECTION = "xcit"
 
 
 def convert_onnx(onnx: Path, folder: Path, texts: Mapping[str, str], *, halves: bool) -> None:
-    """Writes an ONNX file as a folder for OpenVINO; `halves` stores its weights as float16."""
+    """Converts an ONNX file to an OpenVINO folder.
+
+    Args:
+        onnx: path of the ONNX file.
+        folder: path of an existing folder.
+        texts: the metadata.
+        halves: whether the weights are stored as float16.
+    """
     need_packages("an OpenVINO folder", "openvino")
     import openvino
 
@@ -42,7 +49,7 @@ class OpenVinoRun:
         import openvino
 
         path = path / MODEL if path.is_dir() else path
-        # Without this hint, OpenVINO would compute in bfloat16 on some processors.
+        # Without the precision hint, OpenVINO would compute in bfloat16 on some processors.
         config: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": "f32",
             "INFERENCE_NUM_THREADS": num_threads,
@@ -58,7 +65,7 @@ class OpenVinoRun:
             raise XCiTError(f"{path}: OpenVINO {openvino.__version__} can't read it: {brief(error)}") from None
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """Computes the outputs, on the CPU, from inputs in the order of the graph."""
+        """Computes the outputs. The inputs are in the order of the graph's inputs, and all tensors are on the CPU."""
         found = self._compiled([value.contiguous().numpy() for value in inputs])
         return [torch.from_numpy(found[index].copy()) for index in range(len(self._compiled.outputs))]
 

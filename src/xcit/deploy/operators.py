@@ -1,4 +1,4 @@
-"""Checks which ONNX operators TensorRT and onnxruntime-web support, by their own lists: neither is installed here."""
+"""Checks that TensorRT or onnxruntime-web supports the operators of an ONNX file, without running either of them."""
 
 from pathlib import Path
 
@@ -24,7 +24,10 @@ TENSORRT = frozenset(_TENSORRT.split())
 
 
 def operators_of(path: Path) -> frozenset[str]:
-    """Returns the operators of an ONNX file, including those in branches; domains except ONNX's own are prefixed."""
+    """Returns the operators of an ONNX file, including the operators in branches and functions.
+
+    In the graph and its branches, an operator of a domain other than ONNX's own is returned as "domain.name".
+    """
     import onnx
 
     found = set()
@@ -47,11 +50,11 @@ def operators_of(path: Path) -> frozenset[str]:
 def check_operators(path: Path, target: str) -> None:
     """Checks that the target supports every operator of an ONNX file.
 
-    TensorRT supports those in the list of its parser. The WebAssembly build of onnxruntime-web has every operator of
-    ONNX itself, with the same kernels as on a CPU; operators of other domains are refused.
+    TensorRT supports the operators in `TENSORRT`. The WebAssembly build of onnxruntime-web supports every operator of
+    ONNX's own domain, with the same kernels as on a CPU. Other targets are not checked.
 
     Raises:
-        XCiTError: if it does not; the message names the operators.
+        XCiTError: if the target does not support an operator; the message contains the names of such operators.
     """
     operators = operators_of(path)
     if target == "tensorrt":
@@ -61,4 +64,4 @@ def check_operators(path: Path, target: str) -> None:
     else:
         return
     if unknown:
-        raise XCiTError(f"{target} does not take {', '.join(sorted(unknown))}, which the graph needs")
+        raise XCiTError(f"{target} does not support {', '.join(sorted(unknown))}, which the graph needs")

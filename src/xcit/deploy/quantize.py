@@ -1,4 +1,4 @@
-"""Quantises the weights of an ONNX file, and the activations that they are multiplied with, to int8."""
+"""Quantises an ONNX file to int8: its weights, and the activations that are multiplied by the weights."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,16 +12,16 @@ from xcit.extras import need_packages
 
 
 def quantize_onnx(source: Path, target: Path, inputs: Sequence[Mapping[str, Tensor]]) -> None:
-    """Quantises convolutions and matrix products with weights, statically, with one scale per channel of the weights.
+    """Applies static quantisation to the convolutions and matrix products that have weights.
 
-    The matrix products of two activations (in the attention) stay in float32: they are few, and the softmax is sharp.
-    The weights have 7 bits, because processors without VNNI add pairs of products of unsigned and signed bytes in 16
-    bits, which would overflow with 8 bits.
+    The weights have one scale per output channel. Products of two activations (in the attention) stay in float32,
+    because they are a small part of the computation and the softmax is sensitive to their errors. The weights use only
+    7 bits: processors without VNNI add two products of 8-bit numbers in 16 bits, which can overflow with 8-bit weights.
 
     Args:
         source: an ONNX file in float32.
         target: path of the file to write.
-        inputs: inputs of the graph by name; they determine the ranges of the activations.
+        inputs: inputs of the graph, by name; they determine the ranges of the activations.
 
     Raises:
         XCiTError: if there are no images.
@@ -61,7 +61,7 @@ def quantize_onnx(source: Path, target: Path, inputs: Sequence[Mapping[str, Tens
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
-            # The ranges are updated every few images, because all activations are kept in memory until then.
+            # The ranges are updated every 8 batches: until each update, all activations are kept in memory.
             extra_options={"MatMulConstBOnly": True, "CalibMaxIntermediateOutputs": 8},
         )
     model, captured = onnx.load(target), onnx.load(source, load_external_data=False)

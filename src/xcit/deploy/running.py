@@ -1,7 +1,8 @@
-"""Runs exported files with the same calls as the models that they were made from.
+"""Runs exported files through the same methods as the original models.
 
-An opened file is an instance of a subclass of its model's class, so that every function that takes the model takes the
-file too. It has the config and the info, but no layers. A call that the graph does not support raises an `XCiTError`.
+An opened file is a model: an instance of a subclass of the original model's class, so every function that accepts the
+original model also accepts the opened file. It has the config and the info of the original model, but no layers. A
+method that the graph does not support raises an `XCiTError`.
 """
 
 import hashlib
@@ -41,19 +42,20 @@ _LAYERS = (
     "fpn",
     "rpn",
 )
-"""Attributes by which callers access the parts of a model."""
+"""Attributes that contain the layers of a model. An exported file has no layers, so access to them raises an error."""
 
 
 def load_exported(path: str | os.PathLike[str]) -> "XCiT | Segmenter | MaskRCNN":
-    """Opens a file that `export` wrote as a model with the same call; it runs in the file's own runtime, on the CPU.
+    """Opens a file that `export` wrote, and returns it as a model; the runtime of the file's format runs it on the CPU.
+
+    The number of threads is the value of `torch.get_num_threads()` when the file is opened.
 
     Args:
-        path: a file of ONNX or `torch.export`, or a folder of OpenVINO.
+        path: a file of ONNX or `torch.export`, or an OpenVINO folder.
 
     Returns:
-        A classifier, backbone, segmenter or detector, which `predict`, `extract_features`, `segment` and `detect`
-        take. Its attribute `sheet` says how it was exported. It uses as many threads as torch does at the time of this
-        call.
+        A classifier, backbone, segmenter or detector for `predict`, `extract_features`, `segment` or `detect`. Its
+        attribute `sheet` describes the file.
 
     Raises:
         XCiTError: if the file can't be read, its runtime is not installed, or `export` did not write it.
@@ -65,7 +67,7 @@ def load_exported(path: str | os.PathLike[str]) -> "XCiT | Segmenter | MaskRCNN"
 
 
 def model_of(run: Run, sheet: Sheet, path: Path) -> "XCiT | Segmenter | MaskRCNN":
-    """Returns an open file as a model."""
+    """Returns an opened file as a model. `sheet` is the description in the file."""
     if sheet.kind is DETECTOR:
         from xcit.deploy.running_detector import ExportedDetector
 
@@ -80,23 +82,23 @@ def exported_or(
     *,
     changed: bool = False,
 ) -> Model:
-    """Opens an exported file, or calls `build` if `model` is not one. Only this function distinguishes the two cases.
+    """Returns the opened file if `model` is the path of an exported file, else the result of `build`.
 
     Args:
         model: a path or a name.
-        kind: the kind that the model must have; None allows every kind.
-        build: returns the model if it is not an exported file.
-        changed: whether the user asked for other weights or another shape, which an exported file can't have.
+        kind: the kind that an exported file must have; None allows every kind.
+        build: builds the model if `model` is not an exported file.
+        changed: whether the user asked for other weights or another shape. An exported file can't have either.
 
     Raises:
-        XCiTError: if the file can't be opened, is of another kind, or `changed` is set.
+        XCiTError: if the exported file can't be opened or is of another kind, or if `changed` is True for it.
     """
     if not is_exported(model):
         return build()
     if changed:
         raise XCiTError(
-            f"{os.fspath(model)}: an exported file is whole: leave --weights, --key and --stem-strides out, or give "
-            "the model itself"
+            f"{os.fspath(model)}: an exported file can't be changed: leave --weights, --key and --stem-strides out, or "
+            "give the model itself"
         )
     found: Any = load_exported(model)
     return found if kind is None else kind.require(found, os.fspath(model))
@@ -114,20 +116,20 @@ class Exported(nn.Module):
         nn.Module.__init__(self)
         self._runtime, self.sheet, self.path = run, sheet, path
         self.config, self.info = sheet.config, sheet.info
-        # Callers take the device and dtype of a model from its first parameter, and identify it by a digest of all its
-        # values.
+        # Callers read the device and dtype of a model from its first parameter, so an empty parameter exists. Callers
+        # identify a model by a digest of its parameters and buffers, so a buffer contains the digest of the file.
         self.place = nn.Parameter(torch.zeros(0), requires_grad=False)
         self.register_buffer("digest", _digest(path))
         self.eval()
 
     def fuse(self) -> Any:
-        """Returns the model itself, because its graph is already fused."""
+        """Returns this object unchanged, because its graph is already fused."""
         return self
 
     def train(self, mode: bool = True) -> Any:
-        """Sets evaluation mode; training mode raises an `XCiTError`."""
+        """Sets evaluation mode if `mode` is False; raises an `XCiTError` if `mode` is True."""
         if mode:
-            raise XCiTError(f"{self.path}: an exported file can't be trained: train the model, and export that")
+            raise XCiTError(f"{self.path}: an exported file can't be trained: train the model, and export it again")
         return super().train(mode)
 
     def reset_parameters(self) -> NoReturn:
@@ -135,7 +137,7 @@ class Exported(nn.Module):
         self._refuse("first values")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        return self  # a session can't be copied, and has no state
+        return self  # the runtime's session can't be copied; no copy is needed, because it never changes
 
     def __getattr__(self, name: str) -> Any:
         if name in _LAYERS:
@@ -143,19 +145,19 @@ class Exported(nn.Module):
         return super().__getattr__(name)
 
     def _refuse(self, what: str) -> NoReturn:
-        raise XCiTError(f"{self.path}: an exported file has no {what}: it gives {self.sheet.sentence()} alone")
+        raise XCiTError(f"{self.path}: an exported file has no {what}: it only returns {self.sheet.sentence()}")
 
     def _outputs(self, images: Tensor, *others: Tensor) -> list[Tensor]:
         if images.dtype != torch.float32:
             raise XCiTError(
-                f"{self.path}: an exported file takes float32 images and computes in {self.sheet.facts.precision}, as "
-                "it was exported: leave --dtype out"
+                f"{self.path}: an exported file takes float32 images, and its precision "
+                f"({self.sheet.facts.precision}) can't be changed: leave --dtype out"
             )
         size = self.sheet.facts.size
         if size is not None and tuple(images.shape[2:]) != size:
             raise XCiTError(
                 f"{self.path}: was exported for images of {size[0]}x{size[1]} pixels, not of "
-                f"{images.shape[2]}x{images.shape[3]}: export it without --size for every size"
+                f"{images.shape[2]}x{images.shape[3]}: export the model without --size to allow every size"
             )
         found = self._runtime([value.detach().cpu() for value in (images, *others)])
         return [value.to(images.device) for value in found]
@@ -171,14 +173,14 @@ class Exported(nn.Module):
 
 
 class ExportedXCiT(Exported, XCiT):
-    """A classifier or feature backbone in a file."""
+    """A classifier or feature backbone that runs from an exported file."""
 
     def __init__(self, run: Run, sheet: Sheet, path: Path) -> None:
         self._open(run, sheet, path)
         self.grad_checkpointing, self._pretrained_cfg = False, None
 
     def forward(self, images: Tensor) -> Tensor:
-        """Returns logits (B, num_classes)."""
+        """Returns logits (B, num_classes); raises an `XCiTError` if the file returns features."""
         if self.sheet.facts.features is not None:
             self._refuse("logits")
         return self._call(images)[0]
@@ -191,20 +193,20 @@ class ExportedXCiT(Exported, XCiT):
         out_type: OutType = "cls_token",
         out_indices: int | Sequence[int] = (-1,),
     ) -> tuple[Tensor, ...] | Tensor:
-        """Does what `XCiT.extract_feat` does, only for the features that the file was exported with.
+        """Returns what `XCiT.extract_feat` returns, if the file was exported with exactly these features.
 
         Raises:
-            XCiTError: if other features are requested.
+            XCiTError: if the file returns logits or other features.
         """
         features = self.sheet.facts.features
         indices = [out_indices] if isinstance(out_indices, int) else out_indices
         blocks = tuple(resolve_indices(indices, self.config.depth + self.config.cls_depth))
         if features is None:
-            raise XCiTError(f"{self.path}: was exported for its logits: export it with --features for features")
+            raise XCiTError(f"{self.path}: only returns logits: export the model with --features for features")
         if (out_type, blocks) != (features.out_type, features.layers):
             raise XCiTError(
-                f"{self.path}: gives {self.sheet.sentence()}, not {out_type} of {', '.join(map(str, blocks))}: ask for "
-                f"--out-type {features.out_type} --layers {','.join(map(str, features.layers))}"
+                f"{self.path}: returns {self.sheet.sentence()}, not {out_type} of {', '.join(map(str, blocks))}: ask "
+                f"for --out-type {features.out_type} --layers {','.join(map(str, features.layers))}"
             )
         found = tuple(self._call(images))
         return found[-1] if stage == "pre_logits" else found
@@ -216,29 +218,29 @@ class ExportedXCiT(Exported, XCiT):
 
 
 class ExportedSegmenter(Exported, Segmenter):
-    """A segmenter in a file."""
+    """A segmenter that runs from an exported file."""
 
     def __init__(self, run: Run, sheet: Sheet, path: Path) -> None:
         self._open(run, sheet, path)
 
     def forward(self, images: Tensor, with_auxiliary: bool = False) -> Tensor:
-        """Returns logits (B, K, h, w)."""
+        """Returns logits (B, K, h, w); raises an `XCiTError` if `with_auxiliary` is True."""
         if with_auxiliary:
             self._refuse("auxiliary head")
         return self._call(images)[0]
 
     @property
     def goes_by_rows(self) -> bool:
-        """False: the file computes a whole image, and has no layers that take rows."""
+        """False: an exported file computes a whole image at a time, and can't compute an image in stripes of rows."""
         return False
 
     def decode(self, maps: Sequence[Tensor]) -> NoReturn:
-        """Raises an `XCiTError`, because the head is part of the graph."""
+        """Raises an `XCiTError`, because the segmentation head is part of the graph and can't run alone."""
         self._refuse("head of its own")
 
 
 def _digest(path: Path) -> Tensor:
-    """Returns the SHA-256 of a file, or of the files of a folder, as uint8 (32,)."""
+    """Returns a SHA-256 digest of an exported file, or of an OpenVINO folder's graph and weights, as uint8 (32,)."""
     path = path / MODEL if path.is_dir() else path
     found = hashlib.sha256()
     for one in (path, path.with_suffix(".bin")) if path.name == MODEL else (path,):

@@ -1,4 +1,4 @@
-"""Runs a detector in an exported file; this module is separate because torchvision takes seconds to import."""
+"""Runs an exported detector; this is a separate module because it imports torchvision, which takes seconds."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from xcit.models.detection.roi_heads import MIN_SCORE, NUM_DETECTIONS, Detection
 
 
 class ExportedDetector(Exported, MaskRCNN):
-    """A detector in a file."""
+    """A detector that runs from an exported file."""
 
     def __init__(self, run: Run, sheet: Sheet, path: Path) -> None:
         self._open(run, sheet, path)
@@ -32,7 +32,7 @@ class ExportedDetector(Exported, MaskRCNN):
             raise XCiTError(f"{self.path}: finds at most {NUM_DETECTIONS} objects in an image, not {max_objects}")
         if min_score < MIN_SCORE:
             raise XCiTError(
-                f"{self.path}: leaves out what is scored less than {MIN_SCORE}: ask for a score of at least that"
+                f"{self.path}: only returns scores above {MIN_SCORE}: ask for a minimum score of at least {MIN_SCORE}"
             )
         height, width = image.shape[1:]
         fixed = self.sheet.facts.size
@@ -40,5 +40,5 @@ class ExportedDetector(Exported, MaskRCNN):
             padded = fixed
         size = torch.tensor([height, width], dtype=torch.float32)
         boxes, labels, scores, masks = self._outputs(pad_and_stack([image], padded), size, scale.to(torch.float32))
-        count = min(int((scores > min_score).sum()), max_objects)  # best first
+        count = min(int((scores > min_score).sum()), max_objects)  # the scores are in descending order
         return Detections(boxes[:count], labels[:count], scores[:count], masks[:count])

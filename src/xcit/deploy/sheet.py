@@ -1,4 +1,4 @@
-"""The description inside an exported file: its model's shape, class names, preprocessing, and origin."""
+"""The description inside an exported file: the model's shape, class names, preprocessing and origin."""
 
 import json
 from collections.abc import Mapping
@@ -12,17 +12,22 @@ from xcit.zoo.kinds import CLASSIFIER, DETECTOR, Kind
 from xcit.zoo.statement import METADATA_KEY, model_metadata, statement_of
 
 EXPORT_KEY = "xcit.export"
-"""The key of the `Facts`, as JSON. `METADATA_KEY` has the same content as in our safetensors files."""
+"""The metadata key of the `Facts`, as JSON. A second key, `METADATA_KEY`, is used as in our safetensors files."""
 
 VERSION = 1
-"""Version of the facts. A file with a later version is refused."""
+"""Version of the format of `Facts`. A file with a later version is rejected."""
 
 Precision = Literal["float32", "float16", "int8"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureOutput:
-    """Features that a file returns instead of logits, one output per block; see `XCiT.extract_feat`."""
+    """The features that a file returns instead of logits, one output per block.
+
+    Attributes:
+        out_type: the type of feature, as in `XCiT.extract_feat`.
+        layers: the blocks, as `out_indices` in `XCiT.extract_feat`.
+    """
 
     out_type: OutType = "cls_token"
     layers: tuple[int, ...] = (-1,)
@@ -30,19 +35,20 @@ class FeatureOutput:
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """How a file was exported.
+    """Describes how a file was exported.
 
     Attributes:
-        version: version of these facts.
-        precision: precision of the weights and of the computation; images and outputs are float32 in every file.
-        size: height and width of its images in pixels; None if it takes every size.
-        features: the features that it returns instead of logits, with blocks counted from 0; None if it returns logits
-            or detections.
-        normalizes: whether the graph subtracts the mean and divides by the standard deviation, so that it takes values
-            in 0..1. The preprocessing in the file then has the mean 0 and the standard deviation 1.
-        source: the name or file that the model came from.
+        version: version of the format of these facts.
+        precision: precision of the weights and of the computation; for OpenVINO, float16 only applies to the stored
+            weights. Images and outputs are always float32.
+        size: fixed height and width of the images in pixels; None if the file accepts every size.
+        features: the features that the file returns, with blocks counted from 0; None if the file returns logits or
+            detections.
+        normalizes: if True, the graph itself subtracts the mean and divides by the standard deviation, and its input
+            is in 0..1. The preprocessing in the file then has mean 0 and standard deviation 1.
+        source: the published name or the path from which the model was loaded; "" if it is not known.
         licence: licence of the weights; "" if it is not known.
-        made_by: the versions of this package and of torch.
+        made_by: the versions of this package and of torch that wrote the file.
     """
 
     version: int = VERSION
@@ -57,7 +63,14 @@ class Facts:
 
 @dataclass(frozen=True, kw_only=True)
 class Sheet:
-    """The whole description in a file: the kind, shape and info of its model, and the facts."""
+    """The complete description in a file.
+
+    Attributes:
+        kind: the kind of the model: classifier, segmenter or detector.
+        config: the config (shape) of the model.
+        info: the class names and preprocessing of the model; None if they are not known.
+        facts: how the file was exported.
+    """
 
     kind: Kind[Any, Any, Any]
     config: Any
@@ -71,19 +84,19 @@ class Sheet:
 
     @property
     def input_names(self) -> tuple[str, ...]:
-        """The graph's inputs: images (B, C, h, w); for a detector one padded image, its size (2,) and scale (4,)."""
+        """Names of the graph's inputs: images (B, C, h, w); for a detector one padded image, its size and its scale."""
         return ("images", "size", "scale") if self.kind is DETECTOR else ("images",)
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        """The graph's outputs, in this order."""
+        """Names of the graph's outputs, in their order."""
         if self.kind is DETECTOR:
             return ("boxes", "labels", "scores", "masks")
         features = self.facts.features
         return ("logits",) if features is None else tuple(f"block_{block}" for block in features.layers)
 
     def sentence(self) -> str:
-        """Returns a description of the outputs for the user."""
+        """Returns a short description of the outputs for messages, such as "logits"."""
         features = self.facts.features
         if features is None:
             return "boxes, labels, scores and masks" if self.kind is DETECTOR else "logits"
@@ -92,23 +105,23 @@ class Sheet:
         )
 
     def texts(self) -> dict[str, str]:
-        """Returns the sheet as the metadata of a file."""
+        """Returns the description as metadata for a file: a dict of strings."""
         stated = model_metadata(self.config, self.info)[METADATA_KEY]
         return {METADATA_KEY: stated, EXPORT_KEY: json.dumps(to_dict(self.facts))}
 
 
 def read_sheet(texts: Mapping[str, str], what: str) -> Sheet:
-    """Returns the sheet in a file's metadata.
+    """Reads the description from a file's metadata.
 
     Args:
         texts: the metadata.
         what: name of the file, for error messages.
 
     Raises:
-        XCiTError: if the metadata contain no sheet, or one of a later version.
+        XCiTError: if the metadata contain no valid description, or a description of a later version.
     """
     if METADATA_KEY not in texts or EXPORT_KEY not in texts:
-        raise XCiTError(f"{what}: was not written by xcit export: it does not say which model it is")
+        raise XCiTError(f"{what}: was not written by xcit export: its metadata do not describe a model")
     try:
         content = json.loads(texts[EXPORT_KEY])
     except ValueError as error:
@@ -117,8 +130,8 @@ def read_sheet(texts: Mapping[str, str], what: str) -> Sheet:
     if not isinstance(version, int) or version > VERSION:
         made_by = content.get("made_by", "another program") if isinstance(content, dict) else "another program"
         raise XCiTError(
-            f"{what}: was written by {made_by}, in version {version} of what travels with a model; this one reads up "
-            f"to {VERSION}: export it again, or use a newer xcit"
+            f"{what}: was written by {made_by}, with metadata of version {version}; this xcit reads versions up to "
+            f"{VERSION}: export the model again, or use a newer xcit"
         )
     stated = statement_of(texts[METADATA_KEY], what)
     facts = from_dict(Facts, content, where=f"{what}: ")

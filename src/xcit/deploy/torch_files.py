@@ -1,4 +1,4 @@
-"""Writes programs of `torch.export` (.pt2), and runs them with torch."""
+"""Writes `torch.export` programs (.pt2 files), and runs them with torch."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,14 +13,14 @@ from xcit.weights.pickles import brief
 
 
 def write_program(graph: Graph, path: Path, texts: Mapping[str, str]) -> None:
-    """Captures a graph and writes it with its metadata."""
+    """Captures a graph and writes it to a .pt2 file; `texts` is the file's metadata."""
     with quiet(), torch.no_grad():
         program = torch.export.export(graph.module, graph.inputs, dynamic_shapes=graph.dynamic_shapes())
         torch.export.save(program, path, extra_files=dict(texts))
 
 
 class ProgramRun:
-    """A program that torch runs on the CPU; images that are too small for it raise an `XCiTError`.
+    """A `torch.export` program on the CPU.
 
     Attributes:
         texts: the file's metadata.
@@ -32,7 +32,7 @@ class ProgramRun:
 
         found = dict.fromkeys((METADATA_KEY, EXPORT_KEY), "")
         try:
-            import torchvision  # noqa: F401  (a detector's operators)
+            import torchvision  # noqa: F401  (registers the operators of detectors)
 
             with quiet():
                 program = torch.export.load(path, extra_files=found)
@@ -42,13 +42,16 @@ class ProgramRun:
         self.texts = {key: text for key, text in found.items() if text}
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """Computes the outputs from inputs in the order of the graph."""
+        """Computes the outputs. The inputs are in the order of the graph's inputs, and all tensors are on the CPU.
+
+        Raises:
+            XCiTError: if the images are too small for the program.
+        """
         try:
             with torch.no_grad():
                 return list(self._module(*inputs))
         except AssertionError as error:
             size = tuple(inputs[0].shape[2:])
             raise XCiTError(
-                f"the program does not serve images of {size[0]}x{size[1]} pixels, which are too small for it: "
-                f"{brief(error)}"
+                f"images of {size[0]}x{size[1]} pixels are too small for this program: {brief(error)}"
             ) from None

@@ -33,7 +33,14 @@ from xcit.zoo.sentence import model_sentence
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationResult(TestResult):
-    """A report, the class names in the order of its confusion matrix, and the preprocessing that was used."""
+    """The result of measuring a classifier.
+
+    Attributes:
+        report: the figures and the confusion matrix.
+        model: a description of the model.
+        class_names: the class names, in the order of the confusion matrix.
+        preprocessing: the preprocessing that was used.
+    """
 
     report: ClassificationReport
     model: str
@@ -54,7 +61,7 @@ class ClassificationResult(TestResult):
         }
 
     def write_tables(self, folder: Path) -> list[Path]:
-        """Writes confusion.csv (a row is a true class) and, if matplotlib is installed, confusion.png."""
+        """Writes confusion.csv (one row per true class) and, if matplotlib is installed, confusion.png."""
         report, names = self.report, self.class_names
         paths = [write_confusion(folder / "confusion.csv", names, report.confusion)]
         if find_spec("matplotlib") is not None:
@@ -76,12 +83,13 @@ def measure_classifier(
     holdout: float,
     class_map: str,
 ) -> ClassificationResult:
-    """Measures a classifier; see `xcit.test`. `prepared` returns the final preprocessing, with the user's changes."""
+    """Measures a classifier; see `xcit.test`. `prepared` applies the user's changes to a preprocessing."""
     spec = _preprocessing(recipe, protocol)
     images = open_measured(data, holdout, class_map)
     model = load_for(recipe, checkpoint, CLASSIFIER)
     if model.info is not None and not model.info.assumed:
-        # The protocol determines the size, but the weights determine the normalisation: robust models have none.
+        # The protocol determines the size, but the weights determine the mean and standard deviation: for example, the
+        # robust models were trained without normalisation.
         own = model.info.preprocessing
         spec = dataclasses.replace(spec, mean=own.mean, std=own.std)
     spec = prepared(spec)
@@ -114,14 +122,14 @@ def measure_classifier(
 
 
 def _flattered(data: str, holdout: float) -> tuple[str, ...]:
-    """Returns lines for the user: that images are held out, or a warning that training images may be among them."""
+    """Returns a line about held-out images, or a warning that training images may be measured, or nothing."""
     if holdout:
         return (f"these images are held out of the training images of {data}: holdout {holdout:g}",)
     if not is_folder_without_validation(data):
         return ()
     return (
-        f"warning: {data} has no folder val: all its images are measured, also those that a run on it was trained on; "
-        "the same holdout as that run's measures those it was not",
+        f"warning: {data} has no folder val: all its images are measured, and the model may have been trained on them; "
+        "to measure only images that a run was not trained on, give the same holdout as for that run",
     )
 
 
@@ -134,7 +142,7 @@ def _preprocessing(recipe: ClassificationConfig, protocol: Protocol | None) -> P
 
 
 def _classes(model: XCiT) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Returns folder names and names of a model's classes. 1000 classes without names are taken to be ImageNet's."""
+    """Returns ids (folder names) and names of a model's classes; for 1000 classes without names, those of ImageNet."""
     if model.info is not None:
         return model.info.class_ids, model.info.class_names
     if model.num_classes == 1000:
@@ -150,13 +158,24 @@ def _with_labels_of(
     *,
     is_mapped: bool,
 ) -> tuple[LabelledImages, str]:
-    """Matches folders with the model's classes by id, name or number, so that a subset of ImageNet is measured right.
+    """Relabels images with the model's class indices, also if the data have only some of the model's classes.
 
-    If some class names are numbers and others are not, the numbers are only used as class indices if the names come
-    from a class map. For names of folders, that would be a guess.
+    Each class name in the data is matched with the id, name or index of one of the model's classes. If only some class
+    names in the data are numbers, they are used as class indices only if they come from a class map: in folder names,
+    such a number may mean something else.
+
+    Args:
+        images: the images with the classes of the data.
+        model_classes: ids and names of the model's classes, each empty if not known.
+        num_classes: number of the model's classes.
+        data: the name of the data, for messages.
+        is_mapped: whether the class names come from a class map.
 
     Returns:
-        The images, and a line for the user if the classes can only be matched by their order.
+        The images, and a line for the user if classes were matched by index or order; else "".
+
+    Raises:
+        XCiTError: if a class of the data matches no class or several classes of the model.
     """
     names, own_ids = images.class_ids, model_classes[0] or model_classes[1]
     if names == own_ids:
@@ -171,24 +190,24 @@ def _with_labels_of(
         if any(are_numbers):
             first = are_numbers.index(True)
             shown = f"; {names[first]} is {own_ids[labels[first]]!r}" if own_ids else ""
-            line = f"{data}: its classes are numbers: the model's, from 0{shown}"
+            line = f"{data}: its class names are used as the model's class indices, from 0{shown}"
         return with_classes(images, own_ids or tuple(map(str, range(num_classes))), labels), line
     if not own_ids and len(names) == num_classes:
         shown = ", ".join(f"{index} {name!r}" for index, name in enumerate(names[:3]))
-        return images, f"the weights do not name their classes: they are taken in the folders' order, {shown}, ..."
+        return images, f"the weights contain no class names: classes are matched with folders in order, {shown}, ..."
     if twice := [name for name, found in places.items() if len(found) > 1]:
         raise XCiTError(
-            f"{data}: {len(places[twice[0]])} of the model's classes are called {twice[0]!r}: say which by a class map"
+            f"{data}: {len(places[twice[0]])} of the model's classes are called {twice[0]!r}: choose one by a class map"
         )
     unknown = [name for name, found in places.items() if not found]
     raise XCiTError(
-        f"{data} has {len(names)} classes, and the model's {num_classes} do not include "
-        f"{some_of(map(repr, unknown))}; a class map says what they are"
+        f"{data} has {len(names)} classes, but the model's {num_classes} classes do not include "
+        f"{some_of(map(repr, unknown))}; give a class map that maps them to the model's classes"
     )
 
 
 def _places(name: str, model_classes: tuple[tuple[str, ...], tuple[str, ...]], num_classes: int) -> list[int]:
-    """Returns the indices of the classes that a folder's name may mean: several only if classes share a name."""
+    """Returns the indices of the model's classes with this id, name or index; more than one if classes share a name."""
     for own in model_classes:
         if found := [index for index, one in enumerate(own) if one == name]:
             return found
@@ -196,5 +215,5 @@ def _places(name: str, model_classes: tuple[tuple[str, ...], tuple[str, ...]], n
 
 
 def _is_number_of(name: str, model_classes: tuple[tuple[str, ...], tuple[str, ...]]) -> bool:
-    """Returns whether a folder's name is a number, and not the id or name of a class."""
+    """Returns whether a class name in the data is a number, but not the id or name of one of the model's classes."""
     return is_number(name) and not any(name in own for own in model_classes)

@@ -1,4 +1,4 @@
-"""Timing on this machine: interleaved rounds, ratios with their spread, and the peak speed of matrix products."""
+"""Times functions in turn on this machine, compares their times, and measures the peak speed of matrix products."""
 
 import platform
 import statistics
@@ -16,7 +16,7 @@ from xcit.machine import processor
 DType = Literal["float32", "bfloat16", "float16"]
 
 CPU_SIDES, ACCELERATOR_SIDES = (512, 1024, 2048), (2048, 4096, 8192)
-"""Sides of the square matrices whose product is timed."""
+"""Sides of the square matrices for `matrix_peak`."""
 
 _SECONDS_A_SIDE = 0.5
 _MAX_PRODUCTS = 20
@@ -27,11 +27,12 @@ class Machine:
     """The machine on which something was measured.
 
     Attributes:
-        name: name of the GPU, or of the processor.
-        device: the device, as torch names it.
+        name: name of the GPU or the processor.
+        device: torch's name of the device, such as "cuda:0".
         threads: number of CPU threads that torch and ONNX Runtime may use.
-        matrix_peak: FLOP/s of the fastest square matrix product, with the same dtype and number of threads.
-        versions: versions of the packages that were measured, as "torch 2.7.0".
+        matrix_peak: FLOP/s of the fastest square matrix product, with the dtype and number of threads of the
+            measurement.
+        versions: versions of Python and of the packages that were measured, such as "torch 2.7.0".
     """
 
     name: str
@@ -48,14 +49,15 @@ def time_rounds(
     synchronize: Callable[[], None] = lambda: None,
     advance: Callable[[int], None] = lambda _: None,
 ) -> dict[str, tuple[float, ...]]:
-    """Times several functions in rounds, so that a slow moment of the machine affects all of them.
+    """Times several functions in rounds; each round calls every function once.
 
-    The order rotates from round to round, so that no function always follows the same one.
+    A slow period of the machine then affects all functions. The order rotates from round to round, so that each
+    function is called in each position.
 
     Args:
         works: the functions, by name.
-        rounds: number of times that each is called.
-        synchronize: waits until the device has finished.
+        rounds: number of rounds.
+        synchronize: waits until the device has finished its work.
         advance: called with 1 after each call, outside the measured time.
 
     Returns:
@@ -76,7 +78,10 @@ def time_rounds(
 
 
 def ratio_of_medians(seconds: Sequence[float], reference: Sequence[float]) -> tuple[float, tuple[float, float]]:
-    """Returns the ratio of the medians, and the quartiles of the rounds' ratios."""
+    """Returns the ratio of the medians (`seconds` / `reference`), and the first and third quartile of the ratios.
+
+    The quartiles are over the rounds: each round has one ratio.
+    """
     ratios = [one / other for one, other in zip(seconds, reference, strict=True)]
     low, high = ratios[0], ratios[0]
     if len(ratios) > 1:
@@ -92,7 +97,15 @@ def synchronizer(device: torch.device) -> Callable[[], None]:
 
 
 def matrix_peak(device: torch.device, dtype: torch.dtype, sides: Sequence[int] | None = None) -> float:
-    """Returns the FLOP/s of the fastest square matrix product of several sizes, on torch's number of threads."""
+    """Times products of square matrices of several sizes, and returns the FLOP/s of the fastest product.
+
+    It uses the number of threads that torch is set to.
+
+    Args:
+        device: the device to measure.
+        dtype: the dtype of the matrices.
+        sides: the sides of the matrices; None means `CPU_SIDES` or `ACCELERATOR_SIDES`.
+    """
     if sides is None:
         sides = CPU_SIDES if device.type == "cpu" else ACCELERATOR_SIDES
     wait = synchronizer(device)
@@ -116,7 +129,10 @@ def matrix_peak(device: torch.device, dtype: torch.dtype, sides: Sequence[int] |
 
 @contextmanager
 def settings(device: torch.device, threads: int) -> Iterator[None]:
-    """Sets the number of threads, and on a GPU the fastest convolutions in full precision; restores both on exit."""
+    """Sets the number of threads, and restores it on exit.
+
+    On a CUDA GPU, cuDNN also selects the fastest convolution algorithms, without TF32, until the exit.
+    """
     num_threads = torch.get_num_threads()
     torch.set_num_threads(threads)
     convolutions: AbstractContextManager[None] = nullcontext()
@@ -130,7 +146,14 @@ def settings(device: torch.device, threads: int) -> Iterator[None]:
 
 
 def this_machine(device: torch.device, dtype: DType, threads: int, packages: Sequence[str] = ()) -> Machine:
-    """Describes this machine, with the versions of Python, torch and other packages; measures the matrix peak."""
+    """Describes this machine, and measures `matrix_peak`.
+
+    Args:
+        device: the device of the measurement.
+        dtype: the dtype of the measurement.
+        threads: number of CPU threads.
+        packages: packages other than torch whose versions are reported.
+    """
     return Machine(
         name=torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         device=str(device),
@@ -144,7 +167,7 @@ def this_machine(device: torch.device, dtype: DType, threads: int, packages: Seq
 
 
 def headings(machine: Machine, what: str, rounds: int) -> tuple[str, str]:
-    """Returns two lines: the machine and versions, then what was measured and the peak of matrix products."""
+    """Returns two lines of text: first the machine and the versions, then `what`, the rounds and the matrix peak."""
     threads = f"{machine.threads} thread{'s' * (machine.threads > 1)}"
     place = threads if machine.device == "cpu" else f"{machine.device}, {threads} on the CPU"
     return (
@@ -155,10 +178,10 @@ def headings(machine: Machine, what: str, rounds: int) -> tuple[str, str]:
 
 
 def flops_per_second(value: float) -> str:
-    """Formats a speed with a unit that suits its size."""
+    """Formats a speed in FLOP/s as GFLOP/s, or as TFLOP/s from 1e12 FLOP/s."""
     return f"{value / 1e12:.1f} TFLOP/s" if value >= 1e12 else f"{value / 1e9:.1f} GFLOP/s"
 
 
 def three_digits(value: float) -> str:
-    """Formats a number with three significant digits, or more if its whole part has more."""
+    """Formats a number with three significant digits; large numbers keep all digits before the decimal point."""
     return f"{value:,.0f}" if value >= 99.95 else f"{value:#.3g}"

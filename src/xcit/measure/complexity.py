@@ -1,6 +1,7 @@
-"""The size and cost of a model: parameters and FLOPs by the published rule, and FLOPs by torch's counter.
+"""Counts a model's parameters and its FLOPs: by the rule of the published figures, and by torch's counter.
 
-Shapes: `H`, `W` token grid of an h x w image, `N = H*W` tokens, `D` width, `M` heads, `C = D/M` channels per head.
+In the code, `height` and `width` are sides of the image, and then of the map after each stem layer; `dim` is the width
+D of the tokens.
 """
 
 import math
@@ -17,7 +18,7 @@ from xcit.ops import POSITION_DIM
 
 KERNEL_AREA = 9  # every convolution except the projection of the position code has a 3x3 kernel
 
-# The published rule counts this many operations per element of a norm, where a multiply-accumulate counts as one.
+# The published rule counts a multiply-accumulate as one operation, and each element of a norm as this many operations.
 LAYER_NORM_COST = 5
 BATCH_NORM_COST = 2
 
@@ -28,11 +29,11 @@ class Complexity:
 
     Attributes:
         params: number of learned parameters, including the head.
-        flops: by the published rule: multiply-accumulates of convolutions, linear layers and attention, plus 5 per
-            element of a layer norm and 2 per element of a batch norm, without the head.
-        torch_flops: the count of `torch.utils.flop_counter` for a forward pass that calls every layer, as in the paper:
-            2 per multiply-accumulate, of matrix products and convolutions only, including the head.
-        image_size: (h, w) in pixels.
+        flops: FLOPs by the published rule: 1 per multiply-accumulate of convolutions, linear layers and attention, 5
+            per element of a layer norm, and 2 per element of a batch norm. The head is not counted.
+        torch_flops: FLOPs of a forward pass by `torch.utils.flop_counter`: 2 per multiply-accumulate of matrix products
+            and convolutions. The head is counted; norms are not.
+        image_size: height and width in pixels.
         num_tokens: N, the number of patches of the image.
     """
 
@@ -44,11 +45,11 @@ class Complexity:
 
 
 def complexity(model: XCiT | XCiTConfig, image_size: int | tuple[int, int] = 224) -> Complexity:
-    """Counts parameters and FLOPs. Nothing is allocated or computed, so the largest model takes about a second.
+    """Counts parameters and FLOPs. No tensors are allocated, so even the largest model takes only about a second.
 
     Args:
-        model: a model, whose config is read, or a config.
-        image_size: side of a square, or (h, w), in pixels.
+        model: a model or its config; only the config is used.
+        image_size: side of a square image, or height and width, in pixels.
 
     Raises:
         XCiTError: if the image is smaller than one patch.
@@ -70,9 +71,10 @@ def complexity(model: XCiT | XCiTConfig, image_size: int | tuple[int, int] = 224
 
 
 def fitted_exponent(points: Sequence[tuple[float, float]]) -> float | None:
-    """Returns the exponent b of the power law y = a * x^b that fits positive points (x, y) best in their logarithms.
+    """Fits a power law y = a * x^b to points (x, y), and returns the exponent b.
 
-    It is None if there are no points, or all have the same x.
+    The fit is a linear regression of log y on log x, so all numbers must be positive. The result is None if there are
+    fewer than two different values of x.
     """
     if len({x for x, _ in points}) < 2:
         return None
@@ -91,7 +93,7 @@ def _published_flops(model: XCiT, height: int, width: int) -> tuple[int, int]:
         per_channel = KERNEL_AREA * layer.conv.in_channels + BATCH_NORM_COST
         stem += per_channel * layer.conv.out_channels * height * width
     num_tokens = height * width
-    # The rule counts one projection of the full grid's position code, even if the model computes it in another way.
+    # The rule counts the projection of the position code for every token, even where the model needs less computation.
     position = 2 * POSITION_DIM * dim * num_tokens
     flops = stem + position + config.depth * _xca_block_flops(config, num_tokens)
     if config.cls_depth:
@@ -115,7 +117,7 @@ def _class_attention_block_flops(config: XCiTConfig, num_tokens: int) -> int:
     dim = config.embed_dim
     norms = LAYER_NORM_COST * dim * (num_tokens + (num_tokens if config.tokens_norm else 1))
     keys_values = 2 * dim * dim * num_tokens
-    query_output = 2 * dim * dim  # only for the class token: query of the attention, and its output
+    query_output = 2 * dim * dim  # the projections of query and output, only for the class token
     attention = 2 * dim * num_tokens
     mlp = 2 * dim * config.hidden_dim
     return norms + keys_values + query_output + attention + mlp

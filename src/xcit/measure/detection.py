@@ -20,7 +20,14 @@ from xcit.zoo.sentence import model_sentence
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionResult(TestResult):
-    """A report, and one line for each kind of problem in the data."""
+    """The result of measuring a detector.
+
+    Attributes:
+        report: the average precisions.
+        model: a description of the model.
+        data_problems: one line for each kind of problem in the data.
+        full_size: whether the images kept their own size.
+    """
 
     report: DetectionReport
     model: str
@@ -32,7 +39,7 @@ class DetectionResult(TestResult):
         return (*self.data_problems, *super().problems)
 
     def lines(self) -> list[str]:
-        """Returns COCO's twelve numbers of boxes and of masks, as COCO's own code prints them."""
+        """Returns COCO's twelve figures for boxes and for masks, in the format of COCO's own code."""
         precision = self.report.precision
         return [
             line
@@ -58,9 +65,9 @@ class DetectionResult(TestResult):
 def measure_detector(
     recipe: DetectionConfig, checkpoint: str | os.PathLike[str], data: str, how: Measuring
 ) -> DetectionResult:
-    """Measures a detector one image at a time, in float32; see `xcit.test`.
+    """Measures a detector on the validation images, one image at a time; see `xcit.test`.
 
-    Images are resized as for the published figures, or keep their own size with `how.full_size`.
+    Images are resized to the recipe's sides; with `how.full_size`, they keep their own size.
     """
     if how.dtype != torch.float32:
         raise XCiTError(f"{recipe.name}: a detector is measured only in float32, not in {how.dtype}")

@@ -1,7 +1,7 @@
-"""Measures a model's features by nearest neighbours, without any training, for `xcit knn`.
+"""Measures a model's features by k-nearest-neighbour classification, without any training, for `xcit knn`.
 
-This is DINO's protocol (arXiv 2104.14294): the features of both splits are L2-normalised. For each validation image,
-the k most similar training images vote, and the weight of a vote is exp(similarity / temperature).
+The protocol is DINO's (arXiv 2104.14294). The features of both splits are L2-normalised. For each validation image, the
+k most similar training images vote for their classes. The weight of a vote is exp(similarity / temperature).
 """
 
 import os
@@ -28,12 +28,12 @@ from xcit.training.engine.task import ALONE, Layout, Reduce
 from xcit.training.tasks.labelled_features import check_pooled, extract, feature_cache, open_train_and_val
 
 KS = (10, 20, 100, 200)
-"""The published numbers of neighbours."""
+"""The numbers of neighbours in the evaluation code that DINO's authors published."""
 
 TEMPERATURE = 0.07
 
 _MAX_SIMILARITIES = 2**25
-"""Number of elements of a chunk's similarity matrix, which then takes an eighth of a gigabyte."""
+"""Number of elements of the similarity matrix of one chunk of validation images: 128 MiB in float32."""
 
 _DTYPES: dict[torch.dtype, Literal["float32", "bfloat16", "float16"]] = {
     torch.float32: "float32",
@@ -46,9 +46,15 @@ Array = Tensor | np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class KNNAccuracy:
-    """Results with k neighbours: numbers of correctly classified images, and the same in percent.
+    """Results with k neighbours.
 
-    For top-5, an image counts as correct if its class is among the first five, or among the first k if k is below 5.
+    Attributes:
+        k: number of neighbours.
+        num_right1: number of images whose class has the most votes.
+        num_right5: number of images whose class is among the five classes with the most votes; if k is below 5, among
+            the first k classes.
+        top1: `num_right1` in percent of all images.
+        top5: `num_right5` in percent of all images.
     """
 
     k: int
@@ -63,13 +69,13 @@ class KNNReport:
     """Results of a k-NN classification.
 
     Attributes:
-        accuracies: results, one per k, in the order of the request.
+        accuracies: results, one per k, in the order of the requested `ks`.
         temperature: temperature of the votes.
-        num_train: number of training images, among which neighbours were searched.
-        num_val: number of images that were classified.
-        unreadable: one line for each image of either split that could not be read, and so was left out.
-        preprocessing: the preprocessing, if images were read.
-        model: the model of the features, if there was one.
+        num_train: number of training images, among which the neighbours were searched.
+        num_val: number of validation images, which were classified.
+        unreadable: one line for each image that could not be read; such images of both splits were left out.
+        preprocessing: the preprocessing; None if the features were given.
+        model: name of the model; "" if the features were given.
     """
 
     accuracies: tuple[KNNAccuracy, ...]
@@ -82,7 +88,7 @@ class KNNReport:
 
     @property
     def best(self) -> KNNAccuracy:
-        """The result with the highest top-1; if several are equal, the first of them."""
+        """The result with the highest top-1; if several have the highest, the first of them."""
         return max(self.accuracies, key=lambda accuracy: accuracy.num_right1)
 
 
@@ -103,42 +109,43 @@ def evaluate_knn(
     report: Callable[[int], None] | None = None,
     announce: Callable[[str], None] | None = None,
 ) -> KNNReport:
-    """Measures a model's features on a data set by nearest neighbours, in one process or in those of torchrun.
+    """Measures a model's features on a data set by k-nearest-neighbour classification.
 
-    The feature is the one that a classifier's head reads (see `pooled_feature`). Images are prepared as the model's
-    `info` says.
+    The feature of an image is the input of the classifier's head (see `pooled_feature`). Images are
+    preprocessed as the model's `info` states. Under torchrun, all processes share the work.
 
     Args:
-        model: a name (its published weights are downloaded once), a weights file, or a model from `get_model`.
-        data: a folder with train/<class>/<image> and val/<class>/<image>, or a known name (see
-            `open_labelled_images`); or the two splits themselves.
-        ks: numbers of neighbours; None takes those of 10, 20, 100 and 200 that do not exceed the number of training
+        model: a model from `get_model`, a weights file, or a published name. The weights of a published name are
+            downloaded if they are not yet on this machine.
+        data: a folder with train/<class>/<image> and val/<class>/<image>, or the name of a data set (see
+            `open_labelled_images`); or a tuple of the training and the validation images.
+        ks: numbers of neighbours; None means those of 10, 20, 100 and 200 that do not exceed the number of training
             images.
         temperature: temperature of the votes.
-        holdout: classify images that are taken from the training images, given as a number, or as a share if below 1.
-            They are the ones that training with this `holdout` leaves out.
-        class_map: a file that says which classes are meant by the names in the data (see `read_class_map`).
-        cache: whether features are stored in `feature_cache()` and read from there.
+        holdout: number of training images that are classified instead of validation images; a value below 1 is a
+            fraction. They are the images that a training run with this `holdout` does not train on. 0 means none.
+        class_map: a file that maps class names in the data to other class names (see `read_class_map`).
+        cache: whether features are read from and written to the folder `feature_cache()`.
         batch_size: images per forward pass, in each process.
         num_workers: number of processes that read images, for each process.
         device: where to compute; None means a GPU if there is one, else the CPU.
-        dtype: float32, or bfloat16 or float16 for autocast; the search for neighbours is in float32.
-        started: called once with the number of images of this process.
+        dtype: float32, or bfloat16 or float16 for autocast; the search for neighbours is always in float32.
+        started: called once with the number of images that this process reads.
         report: called with the number of images of each batch of this process.
-        announce: called with lines for the user, in the main process. Without these three arguments, a progress bar is
-            shown if standard error is a terminal, with the lines above it.
+        announce: called with lines for the user, in the main process. If `started`, `report` and `announce` are all
+            None, the lines are printed to standard error. If standard error is a terminal, a progress bar is shown.
 
     Raises:
         XCiTError: if the data or the model can't be loaded, the model's preprocessing is unknown, no image can be read,
-            or k exceeds the number of training images.
+            or a k exceeds the number of training images.
     """
     if dtype not in _DTYPES:
         raise XCiTError(f"dtype is {dtype}, must be torch.float32, torch.bfloat16 or torch.float16")
-    found_lines: list[str] = []  # printed once all arguments are known to be right
+    found_lines: list[str] = []  # announced after all arguments have been checked
     if isinstance(data, str):
         train, val = open_train_and_val(data, holdout, found_lines.append, class_map=os.fspath(class_map))
     elif class_map:
-        raise XCiTError("a class map is for data that are opened here: map the two splits yourself")
+        raise XCiTError("a class map needs data that are given as a folder or a name, not as two splits")
     else:
         train, val = data
     _check(ks, temperature, len(train))
@@ -197,27 +204,27 @@ def knn_accuracies(
 ) -> KNNReport:
     """Classifies features by their nearest neighbours, and counts the correct results.
 
-    Of classes with equal votes, the one with the lower index comes first. As in DINO's evaluation, classes without
-    votes come after those with votes; with five classes or fewer, top-5 is therefore 100%. If equally similar images
-    compete for the last of the k places, torch decides.
+    Classes are ranked by the sum of their votes. Among classes with equal sums, the lower class index comes first. As
+    in DINO's evaluation, classes without votes come last; so with five classes or fewer and k of 5 or more, top-5 is
+    100%. If several images are equally similar, torch decides which of them are among the k neighbours.
 
     Args:
-        train_features: (N, D), a model's features or pixels; they are normalised here.
+        train_features: (N, D) features of the training images; this function normalises them.
         train_labels: (N,) class indices from 0.
-        val_features: (M, D).
-        val_labels: (M,).
-        ks: see `evaluate_knn`.
+        val_features: (M, D) features of the validation images; this function normalises them.
+        val_labels: (M,) class indices from 0.
+        ks: numbers of neighbours; None means the same as for `evaluate_knn`.
         temperature: temperature of the votes.
-        layout: which of several processes this is; each classifies its share.
-        reduce: sums over the processes.
+        layout: rank of this process and number of processes; each process classifies its share.
+        reduce: returns the sum of a tensor over all processes.
 
     Raises:
-        XCiTError: if shapes do not fit, a label is not a class index, a feature is not finite, or k exceeds N.
+        XCiTError: if shapes do not fit, a label is not a class index, a feature is not finite, or a k exceeds N.
     """
     train, labels = _checked(train_features, train_labels, "training")
     val, targets = (tensor.to(train.device) for tensor in _checked(val_features, val_labels, "validation"))
     if train.shape[1] != val.shape[1]:
-        raise XCiTError(f"training features have {train.shape[1]} numbers, validation features {val.shape[1]}")
+        raise XCiTError(f"training features have {train.shape[1]} numbers, but validation features have {val.shape[1]}")
     ks = _check(ks, temperature, len(train))
     num_classes = int(torch.cat([labels, targets]).max()) + 1
     num_right = torch.zeros(2, len(ks), dtype=torch.int64, device=train.device)
@@ -243,15 +250,15 @@ def knn_accuracies(
 
 
 def place_of_class(weights: Tensor, labels: Tensor, targets: Tensor, num_classes: int) -> Tensor:
-    """Returns the rank (B,) of the true class after the neighbours have voted; 0 is the first.
+    """Returns the rank (B,) of the true class by the sum of its votes; 0 is the best rank.
 
     Args:
         weights: (B, k), weights of the neighbours' votes.
         labels: (B, k), class indices of the neighbours.
         targets: (B,), true class indices.
-        num_classes: larger than any class index.
+        num_classes: number of classes.
     """
-    # The sums are in float64, so that equal sums stay equal in whatever order a GPU adds.
+    # The sums are in float64, so that two equal sums stay equal even if a GPU adds their terms in different orders.
     votes = torch.zeros(len(targets), num_classes, dtype=torch.float64, device=weights.device)
     votes.scatter_add_(1, labels, weights.double())
     own, target = votes.gather(1, targets[:, None]), targets[:, None]
@@ -260,22 +267,22 @@ def place_of_class(weights: Tensor, labels: Tensor, targets: Tensor, num_classes
 
 
 def _check(ks: Sequence[int] | None, temperature: float, num_train: int) -> Sequence[int]:
-    """Returns the numbers of neighbours, after a check that none exceeds the number of training images."""
+    """Checks the numbers of neighbours and the temperature, and returns `ks`, or its default if `ks` is None."""
     if not 0 < temperature < float("inf"):
         raise XCiTError(f"temperature is {temperature}, must be above 0")
     if ks is None:
         ks = [k for k in KS if k <= num_train]
         if not ks:
-            raise XCiTError(f"there are only {num_train} training images: give a k of at most that many")
+            raise XCiTError(f"there are only {num_train} training images: give a k of at most {num_train}")
     if not ks or min(ks) < 1:
         raise XCiTError(f"k is {', '.join(map(str, ks)) or 'missing'}, must be at least 1")
     if max(ks) > num_train:
-        raise XCiTError(f"k is {max(ks)}, but there are only {num_train} training images to be neighbours")
+        raise XCiTError(f"k is {max(ks)}, but there are only {num_train} training images")
     return ks
 
 
 def _checked(features: Array, labels: Array, what: str) -> tuple[Tensor, Tensor]:
-    """Returns normalised features, and labels on the same device."""
+    """Returns L2-normalised features in float32, and labels on the same device; checks their shapes and values."""
     rows = torch.as_tensor(features).float()
     targets = torch.as_tensor(labels).to(rows.device, torch.int64)
     if rows.ndim != 2 or targets.shape != rows.shape[:1] or not len(rows):
@@ -284,7 +291,7 @@ def _checked(features: Array, labels: Array, what: str) -> tuple[Tensor, Tensor]
             f"{tuple(targets.shape)}"
         )
     if not torch.isfinite(rows).all():
-        raise XCiTError(f"the {what} features hold NaN or infinity")
+        raise XCiTError(f"the {what} features contain NaN or infinity")
     if targets.min() < 0:
-        raise XCiTError(f"{what} label {int(targets.min())} is not a class index: they count from 0")
+        raise XCiTError(f"{what} label {int(targets.min())} is not a class index: class indices count from 0")
     return F.normalize(rows, dim=1), targets

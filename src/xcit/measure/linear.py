@@ -1,4 +1,4 @@
-"""Trains a linear classifier on the features of a frozen model to measure them, for `xcit linear`."""
+"""Measures a frozen model's features by training a linear classifier on them, for `xcit linear`."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -48,7 +48,7 @@ _DEVICE_BATCH = 128
 """Images per forward pass of each process."""
 
 _KEPT = ("backbone", "data", "class_map", "augmented", "lrs", "epochs", "class_weights")
-"""Fields that a resumed run must have in common with the run that it resumes."""
+"""Fields of the config that may not change when a run is resumed. The batch size may not change either."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +56,10 @@ class LinearReport:
     """Results of a linear probe.
 
     Attributes:
-        accuracies: results after the last epoch, one per learning rate, in the order of the request.
-        num_val: number of validation images that were measured.
-        unreadable: one line for each image that could not be read, and so was left out.
-        model: the model of the features.
+        accuracies: results after the last epoch, one per learning rate, in the order of the requested `lrs`.
+        num_val: number of validation images that were classified.
+        unreadable: one line for each image that could not be read; such images were left out.
+        model: name of the model.
     """
 
     accuracies: tuple[LinearAccuracy, ...]
@@ -69,13 +69,16 @@ class LinearReport:
 
     @property
     def best(self) -> LinearAccuracy:
-        """The result with the highest top-1 (the first of equal ones), chosen on the same images that measure it."""
+        """The result with the highest top-1; if several have the highest, the first of them.
+
+        The validation images both select and measure this result, so its top-1 is slightly too high.
+        """
         return max(self.accuracies, key=lambda accuracy: accuracy.num_right1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Listener:
-    """The callbacks of a linear probe; the fields are arguments of `train_linear`."""
+    """The callbacks of a linear probe; `train_linear` describes them as its arguments."""
 
     extracting: Callable[[int], AbstractContextManager[Callable[[int], None]]]
     report: Callable[[Progress], None]
@@ -89,7 +92,7 @@ def _listening(
     report: Callable[[Progress], None] | None,
     announce: Callable[[str], None] | None,
 ) -> Iterator[_Listener]:
-    """Yields the callbacks that were given; without any of them, yields callbacks that display the run."""
+    """Yields the given callbacks; if all three are None, yields callbacks that display the run in the terminal."""
     if extracting is None and report is None and announce is None:
         with run_display(heading) as display:
             yield _Listener(extracting=_shown, report=display.report, announce=display.announce)
@@ -131,42 +134,47 @@ def train_linear(
     report: Callable[[Progress], None] | None = None,
     announce: Callable[[str], None] | None = None,
 ) -> LinearReport:
-    """Trains a linear classifier on a frozen model's features, in one process or in those of torchrun.
+    """Trains a linear classifier on a frozen model's features, and measures it on the validation images.
 
-    It follows DINO's authors: SGD with momentum 0.9 and without weight decay, a cosine from the learning rate to 0, and
-    random resized crops and flips in training. In evaluation, images are prepared as the model's `info` says. The
-    feature is the one that a classifier's head reads.
+    The protocol is that of DINO's authors: SGD with momentum 0.9 and without weight decay, a cosine schedule from the
+    learning rate to 0, and random resized crops and flips in training. In evaluation, images are preprocessed as
+    the model's `info` states. The feature of an image is the input of a classifier's head. Under torchrun, all
+    processes share the work.
 
-    `directory` gets the files of a training run (see `train_task`); its `model.safetensors` is the whole classifier.
+    The files of the run are written to `directory` (see `train_task`). Its `model.safetensors` contains the model with
+    the trained classifier as its head.
 
     Args:
-        model: a name (its published weights are downloaded once), a weights file, or a model from `get_model`.
-        data: a folder with train/<class>/<image> and val/<class>/<image>, or a known name.
+        model: a model from `get_model`, a weights file, or a published name. The weights of a published name are
+            downloaded if they are not yet on this machine.
+        data: a folder with train/<class>/<image> and val/<class>/<image>, or the name of a data set (see
+            `open_labelled_images`).
         directory: the run's folder; it is created if it does not exist.
-        lrs: learning rates for a global batch size of 256, scaled in proportion to `batch_size`. Each trains a
-            classifier on the same features. The one that is best on the validation images is exported, so its figure is
-            a little too good.
-        epochs: epochs of training.
-        augmented: true for the published protocol. Otherwise the features of centre crops are computed once, cached as
-            in `evaluate_knn`, and trained on without augmentation. This takes minutes instead of hours, and its figures
-            can't be compared with published ones.
-        class_weights: weight of each class in the loss, one number per class; empty for equal weights, as published.
-        class_map: a file that says which classes are meant by the names in the data (see `read_class_map`).
+        lrs: learning rates for a global batch size of 256; for another `batch_size` they are scaled in proportion. One
+            classifier is trained per learning rate, all on the same features. The best one on the validation images
+            is saved, so its accuracy is slightly too high.
+        epochs: number of epochs.
+        augmented: True for the published protocol. False computes the features of centre crops once, caches them as
+            `evaluate_knn` does, and trains on them. This takes minutes instead of hours, but the results can't be
+            compared with published results.
+        class_weights: weight of each class in the loss, one number per class; if empty, all weights are equal, as
+            published.
+        class_map: a file that maps class names in the data to other class names (see `read_class_map`).
         batch_size: the global batch size, over all processes.
-        cache: whether features of centre crops are stored in `feature_cache()` and read from there.
-        resume: resume from the last checkpoint in `directory`, if there is one.
+        cache: whether features of centre crops are read from and written to the folder `feature_cache()`.
+        resume: whether to resume from the last checkpoint in `directory`, if there is one.
         num_workers: number of processes that read images, for each process.
         device: where to compute; None means a GPU if there is one, else the CPU.
-        extracting: called with the number of images whose features this process computes before training. It returns a
-            context manager with a function that is called with the number of images of each batch.
+        extracting: called with the number of images for which this process computes features before training. It
+            returns a context manager that yields a callback for the number of images of each batch.
         report: called every few steps, and with figures after an evaluation, in the main process.
-        announce: called with lines for the user, in the main process. Without these three arguments the run is shown,
-            with lines on standard output, and with progress bars if standard error is a terminal.
+        announce: called with lines for the user, in the main process. If `extracting`, `report` and `announce` are all
+            None, the lines are printed to standard output, with progress bars if standard error is a terminal.
 
     Raises:
-        XCiTError: if the data or the model can't be loaded, the model's preprocessing is unknown, or the folder holds
-            another run; also what `train_task` raises.
-        Stopped: after SIGTERM or SIGINT, once everything is saved.
+        XCiTError: if the data or the model can't be loaded, the model's preprocessing is unknown, the folder contains
+            another run, or `train_task` raises it.
+        Stopped: after SIGTERM or SIGINT, when everything has been saved.
     """
     need_packages("training a linear classifier", "timm")
     directory = Path(directory)
@@ -205,12 +213,12 @@ def _measured(
     listener: _Listener,
 ) -> LinearReport:
     data, run, augmented = config.data, config.run, config.augmented
-    found_lines: list[str] = []  # printed once all arguments are known to be right
+    found_lines: list[str] = []  # announced after all arguments have been checked
     train, val = open_train_and_val(data, announce=found_lines.append, class_map=config.class_map)
     check_class_weights(config.class_weights, len(train.class_ids))
     if len(train) < run.batch_size:
         raise XCiTError(
-            f"{data} has {len(train)} training images, fewer than a batch of {run.batch_size}: take a smaller one"
+            f"{data} has {len(train)} training images, fewer than a batch of {run.batch_size}: choose a smaller batch"
         )
     processes = Processes(run, find_device(device) if device is not None else default_device())
     try:
@@ -224,7 +232,7 @@ def _measured(
         for line in found_lines if processes.is_main else ():
             listener.announce(line)
         splits = (val,) if augmented else (val, train)
-        # The run's batch size counts features; this one counts images in a forward pass of all processes.
+        # `run.batch_size` is for training the classifier; `reading.batch_size` is for computing features.
         reading = replace(run, batch_size=_DEVICE_BATCH * processes.layout.world_size)
         with listener.extracting(sum(len(processes.layout.share(len(images))) for images in splits)) as report_images:
             features = [
@@ -298,28 +306,33 @@ def _train(
 
 
 def check_run(config: LinearConfig, directory: Path, *, resume: bool) -> Path | None:
-    """Returns the checkpoint to resume from, or None to begin a new run.
+    """Returns the checkpoint to resume from; None if the folder contains no run.
 
     Raises:
-        XCiTError: if the folder holds a run and `resume` is false, or if it holds a different run.
+        XCiTError: if the folder contains a run and `resume` is False, or if the run has another config.
     """
     last = directory / LAST
     if not last.exists():
         return None
     if not resume:
-        raise XCiTError(f"{directory} holds a run already: resume it, or choose another folder")
+        raise XCiTError(f"{directory} already contains a run: resume it, or choose another folder")
     own = load_yaml(LinearConfig, directory / CONFIG)
     for name, theirs, ours in (
         *((name, getattr(own, name), getattr(config, name)) for name in _KEPT),
         ("batch_size", own.run.batch_size, config.run.batch_size),
     ):
         if theirs != ours:
-            raise XCiTError(f"{directory} holds another run: its {name} is {theirs}, not {ours}; choose another folder")
+            raise XCiTError(
+                f"{directory} contains another run: its {name} is {theirs}, not {ours}; choose another folder"
+            )
     return last
 
 
 def _classifier_info(backbone: ModelInfo, class_ids: tuple[str, ...]) -> ModelInfo:
-    """Returns the info of the classifier: the data's classes; ImageNet's classes get their English names."""
+    """Returns the info of the trained classifier, with the classes of the data.
+
+    If these are the classes of ImageNet, they get their English names.
+    """
     is_imagenet = class_ids == imagenet_class_ids()
     return ModelInfo(
         name=f"{backbone.name}-linear",

@@ -1,4 +1,4 @@
-"""Callbacks of a measurement: those of the caller, or else a progress bar and printed lines."""
+"""Chooses the callbacks of a measurement: the caller's callbacks, or a progress bar and printed lines."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,9 +13,9 @@ class Listener:
     """Callbacks of a measurement.
 
     Attributes:
-        started: called with the number of images.
+        started: called once with the total number of images.
         report: called with the number of images of each batch.
-        announce: called with lines for the user.
+        announce: called with each line of text for the user.
     """
 
     started: Callable[[int], None]
@@ -30,9 +30,9 @@ def listening(
     report: Callable[[int], None] | None,
     announce: Callable[[str], None] | None,
 ) -> Iterator[Listener]:
-    """Yields the callbacks that were given; without any, callbacks that print to standard error.
+    """Yields the given callbacks; if all three are None, yields callbacks that print to standard error.
 
-    Those show a progress bar if standard error is a terminal; `what` is its description.
+    The printing callbacks show a progress bar with the description `what` if standard error is a terminal.
     """
     if started is None and report is None and announce is None:
         with progress_bar(what) as bar:

@@ -1,4 +1,4 @@
-"""Loads a checkpoint as the model that a recipe trains."""
+"""Loads a checkpoint to be measured with a recipe."""
 
 import os
 from dataclasses import replace
@@ -17,42 +17,45 @@ from xcit.zoo.names import is_file
 
 
 def load_for(recipe: Any, checkpoint: str | os.PathLike[str], kind: Kind[Config, Info, Model]) -> Model:
-    """Loads a checkpoint's model, which must equal the recipe's model except for the classes.
+    """Loads a checkpoint whose model has the same shape as the recipe's model; only the classes may differ.
 
     Args:
         recipe: the config of a recipe or run.
-        checkpoint: a path, a URL or a name of the zoo.
+        checkpoint: a path, a URL or a published name.
         kind: the kind of the recipe's model.
 
     Raises:
-        XCiTError: if the checkpoint can't be loaded, or is another model.
+        XCiTError: if the checkpoint can't be loaded, or its model has another shape.
     """
     name = os.fspath(checkpoint)
     if is_exported(checkpoint):
         exported = kind.require(load_exported(checkpoint), name)
         if _shape(exported.config, kind) != _shape(recipe.model, kind):
-            raise XCiTError(f"{name} was exported from another model than {recipe.name} trains")
+            raise XCiTError(
+                f"{name} was exported from a model of another shape than the model that {recipe.name} trains"
+            )
         return exported
     if is_file(checkpoint) or "://" in name:
-        # A recipe may leave the number of classes to the data it is trained on.
+        # In some recipes the number of classes is 0, which means that it comes from the training data.
         return kind.require(load_as(recipe.model, name, num_classes=None if recipe.model.num_classes else 0), name)
     record = find_record(name)
     if record.kind is not kind:
-        raise XCiTError(f"{name} is no {kind.name}, which {recipe.name} trains")
+        raise XCiTError(f"{name} is no {kind.name}, but {recipe.name} trains a {kind.name}")
     if record.recipe != recipe.name and _shape(record.model, kind) != _shape(recipe.model, kind):
-        raise XCiTError(f"{record.name} is no {recipe.name}: its recipe is {record.recipe}")
+        raise XCiTError(f"{record.name} does not fit {recipe.name}: its recipe is {record.recipe}")
     return kind.require(load_record(record), name)
 
 
 def fused_for(model: XCiT, how: Measuring) -> nn.Module:
-    """Returns a classifier on its device; it is only fused for float32.
+    """Moves a classifier to the device of the measurement, and fuses it if the dtype is float32.
 
-    With autocast, the sum of the blocks' outputs stays in float32; a fused copy would add in the lower precision.
+    Other dtypes are used by autocast, which keeps the sums of the residual connections in float32. A fused model would
+    compute these sums in the lower precision.
     """
     return (model.fuse() if how.dtype == torch.float32 else model).to(how.device)
 
 
 def _shape(config: Any, kind: Kind[Any, Any, Any]) -> Any:
-    """Returns a config without its number of classes and without fields that only affect training."""
+    """Returns a copy of a config with 0 in the fields that may differ: classes and rate of stochastic depth."""
     backbone = replace(kind.backbone(config), num_classes=0, drop_path_rate=0.0)
     return backbone if kind.backbone(config) is config else replace(config, num_classes=0, backbone=backbone)

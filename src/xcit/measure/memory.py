@@ -1,13 +1,13 @@
-"""Peak memory of a function, in addition to that of the model and its input.
+"""Measures the peak memory of a function, in addition to the memory of the model and its input.
 
-On a GPU it is taken from torch's statistics: the most that was allocated at once during a second run, minus what was
+On a GPU, torch's statistics are used: the peak of the allocated memory in a second run, minus the memory that was
 allocated before the first run.
 
-On the CPU it is resident memory as the operating system counts it, measured in a new process for each figure. So it
-includes the overhead of allocators and libraries, and nothing that earlier work left. The first run is a warm-up: it
-loads code, starts threads and compiles. Then free memory is returned to the system, the system's peak is reset, and
-the second run is measured. Tensors that remain after the first run, in a cache for example, are added. This works only
-on Linux, because only Linux can reset the peak.
+On the CPU, the resident memory of a new process is measured. So the figure includes the overhead of allocators and
+libraries, and no memory of earlier work. The function runs twice. The first run is a warm-up: it loads code, starts
+threads and compiles. Then free memory is returned to the system and the system's peak is reset, and the second run is
+measured. Tensors that remain after the first run, for example in a cache, are added to the result. The measurement
+needs Linux, because other systems can't reset the peak.
 """
 
 import ctypes
@@ -27,27 +27,28 @@ from xcit.machine import forget_peak, peak_resident_memory, resident_memory
 
 _M_MMAP_THRESHOLD = -3  # from malloc.h of glibc
 _OWN_PAGES_FROM = 65536
-"""Blocks of at least this many bytes get pages of their own, which are returned to the system when they are freed.
+"""The block size in bytes from which glibc maps each block separately, and unmaps the block when it is freed.
 
-glibc's default threshold moves, and then freed blocks stay resident by chance: repeated measurements of one model gave
-54 and 89 MB, while 42 MB were in use.
+glibc's default threshold changes while a program runs, so some freed blocks stay resident by chance. Repeated
+measurements of one model then gave 54 and 89 MB, although 42 MB were in use.
 """
 
 
 class MemoryUnknownError(Exception):
-    """Raised if the memory could not be measured; the message says why in one line."""
+    """Raised if the memory can't be measured; the message is one line with the reason."""
 
 
 def growth_in_new_process(main: str, request: Mapping[str, Any], *, path: Path | None = None) -> int:
-    """Returns the bytes that a function measures in a new process.
+    """Runs a measuring function in a new process, and returns its result in bytes.
 
     Args:
-        main: "module:function". It gets the request and returns a number of bytes, for example from `resident_growth`.
-        request: plain values that JSON can represent.
-        path: a folder to import the module from, if it is not installed.
+        main: the function as "module:function". It gets the request and returns a number of bytes, for example the
+            result of `resident_growth`.
+        request: the argument of the function, with values that JSON can represent.
+        path: a folder from which the module is imported; None if the module is installed.
 
     Raises:
-        MemoryUnknownError: if the process fails, for example because memory is short.
+        MemoryUnknownError: if the process fails, for example because it runs out of memory.
     """
     module, _, function = main.partition(":")
     code = (
@@ -68,13 +69,16 @@ def growth_in_new_process(main: str, request: Mapping[str, Any], *, path: Path |
     if done.returncode:
         said = done.stderr.strip().splitlines()
         raise MemoryUnknownError(
-            said[-1] if said else f"its process ended with status {done.returncode}: out of memory?"
+            said[-1] if said else f"the measuring process ended with status {done.returncode}: out of memory?"
         )
     return int(done.stdout.split()[-1])
 
 
 def resident_growth(work: Callable[[], object]) -> int:
-    """Returns the bytes by which this process's resident memory grows in a call, including tensors that remain."""
+    """Calls `work` twice, and returns the peak growth of this process's resident memory in the second call, in bytes.
+
+    The size of tensors that remain after the first call is added. It works only on Linux.
+    """
     allocator = ctypes.CDLL(None)
     glibc = hasattr(allocator, "mallopt")
     if glibc:
@@ -94,7 +98,13 @@ def resident_growth(work: Callable[[], object]) -> int:
 
 
 def cuda_growth(work: Callable[[], object], allocated_before: int, device: torch.device) -> int:
-    """Returns the bytes of GPU memory that a call needs in addition to those allocated before its first run."""
+    """Calls `work`, and returns the peak of the GPU memory minus `allocated_before`, in bytes.
+
+    Args:
+        work: the function, which has already run once.
+        allocated_before: bytes that were allocated before its first run.
+        device: the GPU.
+    """
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     work()
@@ -103,12 +113,12 @@ def cuda_growth(work: Callable[[], object], allocated_before: int, device: torch
 
 
 def _tensor_bytes() -> int:
-    """Returns the memory of all tensors that Python's garbage collector knows."""
+    """Returns the bytes of all CPU tensors that Python's garbage collector tracks; shared storage counts once."""
     # `type` instead of `isinstance`, because `isinstance` reads `__class__`, and some objects then print a warning.
     tensors = [found for found in gc.get_objects() if type(found) in (Tensor, nn.Parameter) and _has_memory(found)]
     return sum({storage.data_ptr(): storage.nbytes() for storage in (t.untyped_storage() for t in tensors)}.values())
 
 
 def _has_memory(tensor: Tensor) -> bool:
-    """Returns whether a tensor on the CPU has its own storage; the parts of a sparse tensor are tensors themselves."""
+    """Returns whether a tensor is on the CPU and dense. A sparse tensor has no storage; its parts are dense tensors."""
     return tensor.is_cpu and tensor.layout is torch.strided

@@ -18,7 +18,14 @@ from xcit.zoo.sentence import model_sentence
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MultiLabelResult(TestResult):
-    """A report, the class names in the order of the logits, and the recipe that was used."""
+    """The result of measuring a multi-label classifier.
+
+    Attributes:
+        report: the figures.
+        model: a description of the model.
+        class_names: the class names, in the order of the logits.
+        recipe: the recipe that was used.
+    """
 
     report: MultiLabelReport
     model: str
@@ -32,7 +39,7 @@ class MultiLabelResult(TestResult):
         return {"preprocessing": dataclasses.asdict(self.recipe.preprocessing), **self.report.figures()}
 
     def write_tables(self, folder: Path) -> list[Path]:
-        """Writes average_precision.csv (a row per class)."""
+        """Writes average_precision.csv, with one row per class."""
         rows = [
             (name, f"{value:.2f}") for name, value in zip(self.class_names, self.report.average_precision, strict=True)
         ]
@@ -49,7 +56,9 @@ def measure_multi_label(
     known = () if model.info is None else model.info.class_names
     images = open_multi_label(data, "val", class_ids=known)
     if len(images.class_ids) != model.num_classes:
-        raise XCiTError(f"{data} has {len(images.class_ids)} classes, the model {model.num_classes} without names")
+        raise XCiTError(
+            f"{data} has {len(images.class_ids)} classes, but the model has {model.num_classes} classes without names"
+        )
     how.announce(describe_classes(images))
     how.started(len(images))
     report = evaluate_multi_label(

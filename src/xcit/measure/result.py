@@ -1,4 +1,4 @@
-"""Classes and functions that the measurements of all tasks share: settings, and results to show and to save."""
+"""Contains the settings and results of the measurements of all tasks, and writes tables to files."""
 
 import csv
 import json
@@ -16,7 +16,7 @@ from xcit.writing import make_folder, whole_file
 
 @dataclass(frozen=True, kw_only=True)
 class Measuring:
-    """Settings of a measurement; the fields are arguments of `xcit.test`."""
+    """Settings of a measurement; the fields have the meaning of the arguments of `xcit.test`."""
 
     num_workers: int
     device: torch.device
@@ -28,9 +28,11 @@ class Measuring:
 
 
 class TestResult(ABC):
-    """The result of measuring a model: `report` has the figures as numbers, `lines` as text.
+    """The result of measuring a model.
 
-    `model` is a description of the model and its classes.
+    Attributes:
+        report: the figures, as numbers.
+        model: a description of the model and its classes.
     """
 
     __test__ = False  # pytest must not collect it as a test
@@ -40,7 +42,7 @@ class TestResult(ABC):
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """One line for each image that was not measured, and for each problem in the data."""
+        """One line for each image that could not be read and, for a detector, for each kind of problem in the data."""
         unreadable: tuple[str, ...] = self.report.unreadable
         return unreadable
 
@@ -50,17 +52,23 @@ class TestResult(ABC):
 
     @abstractmethod
     def content(self) -> dict[str, Any]:
-        """Returns what report.json contains for this task, as JSON values."""
+        """Returns the content of report.json that is specific to the task, as JSON values."""
 
     def write_tables(self, folder: Path) -> list[Path]:
-        """Writes tables and pictures; returns the paths of the files."""
+        """Writes tables and pictures to a folder, and returns the paths of the files."""
         return []
 
     def write(self, folder: Path, *, config: str, checkpoint: str, data: str) -> list[Path]:
-        """Writes report.json and the tables to a folder, which is created.
+        """Writes report.json and the tables to a folder, and creates the folder if needed.
+
+        Args:
+            folder: the folder.
+            config: the recipe or run config, for report.json.
+            checkpoint: the checkpoint, for report.json.
+            data: the data, for report.json.
 
         Returns:
-            The files that were written, report.json first.
+            Paths of the written files, report.json first.
         """
         make_folder(folder)
         path = folder / "report.json"
@@ -72,7 +80,7 @@ class TestResult(ABC):
 
 
 def write_table(path: Path, head: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
-    """Writes a table as CSV."""
+    """Writes a table as CSV, with `head` as its first line, and returns the path."""
     with whole_file(path) as part, part.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
         table.writerow(head)
@@ -81,6 +89,6 @@ def write_table(path: Path, head: Sequence[str], rows: Iterable[Sequence[object]
 
 
 def write_confusion(path: Path, names: Sequence[str], confusion: torch.Tensor) -> Path:
-    """Writes counts (K, K) as CSV; a row is a true class."""
+    """Writes a confusion matrix (K, K) of counts as CSV, one row per true class, and returns the path."""
     rows = ([name, *counts] for name, counts in zip(names, confusion.tolist(), strict=True))
     return write_table(path, ["true \\ predicted", *names], rows)

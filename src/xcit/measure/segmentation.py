@@ -18,7 +18,16 @@ from xcit.zoo.sentence import model_sentence
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SegmentationResult(TestResult):
-    """A report, the class names in the order of its confusion matrix, and the recipe and window that were used."""
+    """The result of measuring a segmenter.
+
+    Attributes:
+        report: the figures and the confusion matrix.
+        model: a description of the model.
+        class_names: the class names, in the order of the confusion matrix.
+        recipe: the recipe that was used.
+        window: the sliding window; None if each image was segmented as a whole.
+        full_size: whether the images kept their own size.
+    """
 
     report: SegmentationReport
     model: str
@@ -39,7 +48,7 @@ class SegmentationResult(TestResult):
         }
 
     def write_tables(self, folder: Path) -> list[Path]:
-        """Writes iou.csv (a row per class) and confusion.csv (a row is a true class)."""
+        """Writes iou.csv (one row per class) and confusion.csv (one row per true class)."""
         report, names = self.report, self.class_names
         iou = [(name, f"{value:.2f}") for name, value in zip(names, report.iou, strict=True)]
         return [
@@ -64,7 +73,7 @@ def measure_segmenter(
     known = () if model.info is None else model.info.class_names
     if model.num_classes != len(scenes.class_names) or (known and known != scenes.class_names):
         raise XCiTError(
-            f"{data} has {len(scenes.class_names)} classes ({scenes.class_names[0]}, ...), and the model "
+            f"{data} has {len(scenes.class_names)} classes ({scenes.class_names[0]}, ...), and the model has "
             f"{model.num_classes}{f' ({known[0]}, ...)' if known else ''}: they must be the same, in the same order"
         )
     how.started(len(scenes))

@@ -26,19 +26,19 @@ SEED = 0
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedConfig:
-    """What to measure, and how.
+    """The settings of a measurement of speed.
 
     Attributes:
-        sizes: sides of square images, in pixels.
-        batch_sizes: numbers of images in a forward pass.
+        sizes: sides of the square images, in pixels.
+        batch_sizes: batch sizes; each of them is measured at each image size.
         dtype: dtype of weights and images. On a GPU, float32 does not use TF32.
         device: where to compute; None means a GPU if there is one, else the CPU.
-        threads: number of CPU threads; None means torch's own number.
-        rounds: how often each size is timed.
-        memory: also measure peak memory; `xcit.measure.memory` defines it.
+        threads: number of CPU threads; None means the number that torch is set to.
+        rounds: number of timed forward passes at each image size and batch size.
+        memory: whether to measure peak memory too; `xcit.measure.memory` defines it.
 
     Raises:
-        XCiTError: if a number is below 1, or there is no size or batch size.
+        XCiTError: if a number is below 1, or `sizes` or `batch_sizes` is empty.
     """
 
     sizes: tuple[int, ...] = (224,)
@@ -51,7 +51,7 @@ class SpeedConfig:
 
     def __post_init__(self) -> None:
         if not (self.sizes and self.batch_sizes):
-            raise XCiTError("there is nothing to measure: name at least one size and one batch size")
+            raise XCiTError("there is nothing to measure: give at least one size and one batch size")
         numbers = [("rounds", self.rounds), ("threads", 1 if self.threads is None else self.threads)]
         numbers += [("size", size) for size in self.sizes] + [("batch_size", size) for size in self.batch_sizes]
         for name, number in numbers:
@@ -61,14 +61,14 @@ class SpeedConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """The speed of a forward pass of a batch of square images.
+    """The times and the peak memory of a forward pass on a batch of square images.
 
     Attributes:
         image_size: side of the images, in pixels.
         batch_size: number of images in the forward pass.
-        seconds: seconds of each round, for the whole batch.
-        peak_memory: bytes that the forward pass needs in addition to model and input, for the whole batch; None if it
-            was not measured.
+        seconds: times of the forward passes, each for the whole batch.
+        peak_memory: bytes that the forward pass needs for the whole batch, in addition to model and input; None if they
+            were not measured.
     """
 
     image_size: int
@@ -78,18 +78,25 @@ class Speed:
 
     @property
     def milliseconds(self) -> float:
-        """Milliseconds per image, by the median round."""
+        """Milliseconds per image, from the median of `seconds`."""
         return 1000 * statistics.median(self.seconds) / self.batch_size
 
     @property
     def images_per_second(self) -> float:
-        """Images per second, by the median round."""
+        """Images per second, from the median of `seconds`."""
         return self.batch_size / statistics.median(self.seconds)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedReport:
-    """The speeds of a model at all sizes and batch sizes, with the machine."""
+    """The speeds of a model at all image sizes and batch sizes.
+
+    Attributes:
+        model: the name or file that was measured.
+        machine: the machine on which it was measured.
+        config: the settings.
+        speeds: the results, one per image size and batch size.
+    """
 
     model: str
     machine: Machine
@@ -105,18 +112,18 @@ def measure_speed(
     advance: Callable[[int], None] = lambda _: None,
     announce: Callable[[str], None] = lambda _: None,
 ) -> SpeedReport:
-    """Measures a model's forward pass, fused for inference, on seeded noise.
+    """Measures the time and peak memory of a model's forward pass, fused for inference, on seeded noise.
 
     Args:
-        model: name of an architecture or a model, which gets random weights (they take the same time); or a weights
-            file; or an exported file, which runs in its own runtime.
-        config: what to measure, and how.
+        model: the name of an architecture or model, a weights file, or an exported file. A name gets random weights,
+            because the values of the weights do not change the time. An exported file runs in its own runtime.
+        config: the settings.
         started: called once with the number of units of work.
-        advance: called with the number of units that were done.
-        announce: called with a line if peak memory could not be measured.
+        advance: called with the number of units that were done since the last call.
+        announce: called with a line if peak memory can't be measured.
 
     Raises:
-        XCiTError: if there is no such model, or it does not accept images of this size.
+        XCiTError: if the model does not exist or can't be loaded, or does not accept an image size or the dtype.
     """
     device = find_device(config.device) if config.device is not None else default_device()
     threads = torch.get_num_threads() if config.threads is None else config.threads
@@ -130,7 +137,7 @@ def measure_speed(
         for size in config.sizes
         for batch in config.batch_sizes
     ]
-    with settings(device, threads):  # an exported file takes its threads when it is opened
+    with settings(device, threads):  # the number of threads of an exported file is fixed when it is opened
         network = _build(model)
     kind = kind_of_config(network.config)
     if kind.float32_only and config.dtype != "float32":
@@ -166,7 +173,7 @@ def measure_speed(
 
 @dataclass(frozen=True, kw_only=True)
 class _Pass:
-    """The settings of a forward pass, as plain values that can be sent to another process."""
+    """The settings of one forward pass, as values that can be sent to another process as JSON."""
 
     model: str
     image_size: int
@@ -176,7 +183,7 @@ class _Pass:
     threads: int
 
     def of(self, network: Any) -> Callable[[], object]:
-        """Returns a function that runs the pass with a model, which is already on the device and in the dtype."""
+        """Returns a function that runs the forward pass. `network` must already have the right device and dtype."""
         kind = kind_of_config(network.config)
         generator = torch.Generator().manual_seed(SEED)
         channels = kind.backbone(network.config).in_channels
@@ -191,14 +198,17 @@ class _Pass:
 
 
 def measure_memory(request: dict[str, Any]) -> int:
-    """Returns the bytes by which this process grows in a forward pass on the CPU."""
+    """Returns the peak memory of a forward pass on the CPU, in bytes; `request` has the fields of `_Pass`.
+
+    This function must be called in a new process (see `xcit.measure.memory`).
+    """
     one = from_dict(_Pass, request)
     torch.set_num_threads(one.threads)
     return resident_growth(one.of(_build(one.model).to(getattr(torch, one.dtype))))
 
 
 def _build(model: str) -> Any:
-    """Builds the fused model: an architecture or name gets seeded random weights, a file its own."""
+    """Builds a fused model from a file, or with seeded random weights from the name of an architecture or model."""
     if is_exported(model):
         return load_exported(model)
     torch.manual_seed(SEED)

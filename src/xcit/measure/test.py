@@ -1,4 +1,4 @@
-"""Measures a trained model on a data set by its recipe, for `xcit test`."""
+"""Measures a trained model on a data set, with the settings of a recipe, for `xcit test`."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -56,69 +56,73 @@ def test(
     report: Callable[[int], None] | None = None,
     announce: Callable[[str], None] | None = None,
 ) -> TestResult:
-    """Measures a checkpoint on labelled data, with a recipe's preprocessing.
+    """Measures a checkpoint on labelled data, with the preprocessing of a recipe.
 
     Args:
-        config: a recipe's name, the path of an mmpretrain config of that name, or a run's YAML file.
-        checkpoint: a path, a URL or a name of the zoo; a path may have a key after it (see `get_model`).
-        data: a folder or a known name. By the recipe's task it has images by class (see `open_labelled_images`), images
-            with lists of classes (`open_multi_label`), scenes with label maps (`open_scenes`) or annotated images
-            (`open_coco`).
-        protocol: for classification: use the preprocessing of this published protocol instead of the recipe's
-            (mmpretrain's).
-        mean: mean of the channels, for pixels in 0..1, instead of the model's or the recipe's; one number applies to
-            all.
-        std: standard deviation of the channels, likewise.
-        size: side of a classifier's input, or short side of an image, in pixels, instead of the recipe's.
-        stem_strides: strides of the model's stem, instead of the recipe's (see `XCiTConfig`).
-        window: for segmentation: slides a window over an image. None takes the whole image, as for the published
-            figures.
-        holdout: for classification: measure the images that a run with this `holdout` held out, given as a number or a
-            share. None takes the run's own value if `config` belongs to a run and `data` is its data.
-        class_map: for classification: a file that says which of the model's classes (by name, id or index) is meant by
-            a name in the data (see `read_class_map`). None takes the run's own if `config` belongs to a run and `data`
-            is its data.
-        ignore_index: for segmentation: a label whose pixels do not count, instead of the recipe's.
-        ignore_exif: for segmentation and detection: label maps and boxes refer to the stored pixels, and not to the
-            image as a viewer rotates it. True overrides the recipe.
-        full_size: for segmentation and detection: take images at their own size, however large, in stripes.
-        memory: with `full_size`: the most memory to use beside the loaded model (see `xcit.streaming.Budget`).
-        batch_size: for classification: images per forward pass. Segmenters and detectors take one image at a time.
+        config: a recipe's name, the path of an mmpretrain config with a recipe's name, or the YAML file of a training
+            run.
+        checkpoint: a path, a URL or a published name; a path may have a key after it (see `get_model`).
+        data: a folder or the name of a data set. Its content depends on the recipe's task: images by class (see
+            `open_labelled_images`), images with lists of classes (`open_multi_label`), scenes with label maps
+            (`open_scenes`) or annotated images (`open_coco`).
+        protocol: for classification: the published protocol whose preprocessing is used; None means the recipe's
+            preprocessing, which is mmpretrain's.
+        mean: mean of each channel, for pixels in 0..1, or one number for all channels; None means the model's or the
+            recipe's mean.
+        std: standard deviation of each channel, in the same form as `mean`.
+        size: side of a classifier's input, or short side of an image for other models, in pixels; None means the
+            recipe's size.
+        stem_strides: strides of the model's stem (see `XCiTConfig`); None means the recipe's strides.
+        window: for segmentation: a window that slides over each image; None segments the image as a whole, as for the
+            published figures.
+        holdout: for classification: measure the images that a training run with this `holdout` did not train on. It
+            is a number of images or, below 1, a fraction. None means the run's own value if `config` is the file of a
+            run and `data` is its data.
+        class_map: for classification: a file that maps class names in the data to the names, ids or indices of the
+            model's classes (see `read_class_map`). None means the run's own class map if `config` is the file of a run
+            and `data` is its data.
+        ignore_index: for segmentation: the label of pixels that are not counted; None means the recipe's value.
+        ignore_exif: for segmentation and detection: True if label maps and boxes refer to the stored pixels, before
+            the rotation in the EXIF data. False means the recipe's value.
+        full_size: for segmentation and detection: whether images keep their own size and are processed in stripes.
+        memory: limit of the memory with `full_size`, in addition to the loaded model (see `xcit.streaming.Budget`).
+        batch_size: for classification: images per forward pass. Segmenters and detectors get one image at a time.
         num_workers: number of processes that read images.
         device: where to compute; None means a GPU if there is one, else the CPU.
-        dtype: float32, or bfloat16 or float16. A classifier uses it for autocast, a segmenter also for its weights.
+        dtype: float32, bfloat16 or float16. A classifier uses it for autocast, and a segmenter also for its weights.
             Detectors are measured only in float32.
         started: called once with the number of images.
         report: called with the number of images of each batch.
-        announce: called with lines for the user: the classes that were found, and problems in the data. Without these
-            three arguments, a progress bar is shown if standard error is a terminal, with the lines above it.
+        announce: called with lines for the user, about the classes that were found and problems in the data. If
+            `started`, `report` and `announce` are all None, the lines are printed to standard error. If standard error
+            is a terminal, a progress bar is shown.
 
     Returns:
-        The result; its `report` is a `ClassificationReport`, `MultiLabelReport`, `SegmentationReport` or
-        `DetectionReport`, by task.
+        The result. The class of its `report` depends on the task: `ClassificationReport`, `MultiLabelReport`,
+        `SegmentationReport` or `DetectionReport`.
 
     Raises:
-        XCiTError: if recipe, data or arguments are wrong (before anything is loaded or downloaded), or if the
-            checkpoint can't be loaded, does not fit the recipe, or has other classes than the data.
+        XCiTError: if an argument does not fit the recipe, the data can't be opened, or the checkpoint can't be loaded,
+            does not fit the recipe, or has other classes than the data.
     """
     recipe = get_recipe(config)
     if stem_strides is not None:
         recipe = replace(recipe, model=Changes(stem_strides=stem_strides).of(recipe.model))
     for given, kinds, reason in (
         (protocol, ClassificationConfig, "trains no classifier: the published protocols do not apply to it"),
-        (window, SegmentationConfig, "trains no segmenter: no window goes over its images"),
-        (holdout, ClassificationConfig, "trains no classifier with one class per image: nothing is held out"),
-        (class_map, ClassificationConfig, "trains no classifier with one class per image: it takes no class map"),
-        (ignore_index, SegmentationConfig, "trains no segmenter: there are no labels to ignore"),
+        (window, SegmentationConfig, "trains no segmenter: a window does not apply"),
+        (holdout, ClassificationConfig, "trains no classifier with one class per image: a holdout does not apply"),
+        (class_map, ClassificationConfig, "trains no classifier with one class per image: a class map does not apply"),
+        (ignore_index, SegmentationConfig, "trains no segmenter: a label to ignore does not apply"),
         (
             ignore_exif or None,
             SegmentationConfig | DetectionConfig,
-            "has no label maps or boxes that were drawn on stored pixels",
+            "trains no segmenter or detector: ignoring EXIF data does not apply",
         ),
         (
             full_size or None,
             SegmentationConfig | DetectionConfig,
-            "trains no segmenter or detector: its images are not taken at their own size",
+            "trains no segmenter or detector: full size does not apply",
         ),
     ):
         if given is not None and not isinstance(recipe, kinds):
@@ -126,7 +130,7 @@ def test(
     if isinstance(recipe, SegmentationConfig | DetectionConfig):
         recipe = replace(recipe, ignore_exif=recipe.ignore_exif or ignore_exif)
     if full_size and window is not None:
-        raise XCiTError("give a window, or full_size, not both")
+        raise XCiTError("give either a window or full_size, not both")
     whole = asked_full_size(full_size, memory)
     place = find_device(device) if device is not None else default_device()
     with listening("test", started, report, announce) as listener:
@@ -171,13 +175,13 @@ def test(
 
 
 def _own_holdout(recipe: ClassificationConfig, data: str) -> float:
-    """Returns the run's own holdout if `recipe` is the config of a run that was trained on this folder, else 0."""
+    """Returns the holdout of the training run if `recipe` is the config of a run on this folder, else 0."""
     if not recipe.holdout or not recipe.data or not is_folder_without_validation(data):
         return 0
     return recipe.holdout if Path(recipe.data).resolve() == Path(data).resolve() else 0
 
 
 def _own_class_map(recipe: ClassificationConfig, data: str) -> str:
-    """Returns the run's own class map if `recipe` is the config of a run that used these data, else ""."""
+    """Returns the class map of the training run if `recipe` is the config of a run with these data, else ""."""
     own = [Path(place).resolve() for place in (recipe.data, recipe.val_data) if place]
     return recipe.class_map if Path(data).resolve() in own else ""

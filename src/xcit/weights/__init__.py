@@ -1,1 +1,1 @@
-"""Files, formats and tensor names of checkpoints, independent of the model classes."""
+"""Reads, writes and downloads checkpoint files, and converts their tensor names; it does not use the model classes."""

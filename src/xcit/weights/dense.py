@@ -1,8 +1,9 @@
-"""Names of the tensors of whole detectors and segmenters, ours and the published ones: one bijective table per head.
+"""Converts the tensor names of detectors and segmenters between this package's own (native) and the published names.
 
-A dense model is a `backbone` (an XCiT and its pyramid) and one or several heads. A row names a module; its parameters
-and buffers keep the last part of their names. The names within the XCiT are in `weights/formats.py`. The table of model
-kinds (`zoo/kinds.py`) says which heads there are.
+A dense model (a detector or segmenter) consists of a `backbone`, which is an XCiT with a pyramid, and one or more
+heads. Each head has a bijective table. A row of the table maps the native name of a module to its published name. The
+last part of a tensor's name, such as "weight", is the same in both. The tensor names within the XCiT are in
+`weights/formats.py`. The list of all heads is in the table of model kinds (`zoo/kinds.py`).
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,10 +14,10 @@ from xcit.errors import XCiTError
 from xcit.weights.formats import from_native, to_native
 
 Rows = Mapping[str, str]
-"""Maps native to published module names, for all of a dense model except its XCiT."""
+"""Maps native module names to published module names, for all modules of a dense model except its XCiT."""
 
 Heads = Mapping[str, Rows]
-"""Maps the name of a head to its rows."""
+"""Maps the name of a head to its table."""
 
 XCIT = "backbone.xcit."
 """The prefix of the XCiT's native names within a dense model."""
@@ -72,7 +73,7 @@ SEM_FPN: Rows = {
         for level, num_convs in enumerate((1, 1, 2, 3))
         for i in range(num_convs)
         for native, published in _conv_norm(
-            # The published sequences also count the upsampling layers between the convolutions.
+            # In the published models, upsampling layers between the convolutions are counted too.
             f"head.levels.{level}.{i}",
             f"decode_head.scale_heads.{level}.{2 * i}",
         ).items()
@@ -80,7 +81,8 @@ SEM_FPN: Rows = {
     "head.classifier": "decode_head.conv_seg",
 }
 
-# The classes have the published order, with the background last; torchvision's order is only used in the labels.
+# The logits have the published order of classes, with the background last. Only the labels use torchvision's order,
+# with the background first.
 MASK_RCNN: Rows = {
     **PYRAMID,
     **{
@@ -105,7 +107,12 @@ MASK_RCNN: Rows = {
 
 
 def detect_head(names: Iterable[str], heads: Heads) -> str | None:
-    """Returns the head whose modules have such names, ours or the published ones; None if the head is unknown."""
+    """Returns the name of the head that has the most modules of a state dict; None if the head is unknown.
+
+    Args:
+        names: the tensor names of the state dict, native or published.
+        heads: the known heads.
+    """
     modules = {name.rpartition(".")[0] for name in names if not name.startswith(_BACKBONE)}
     best: str | None = None
     best_count = 0
@@ -117,11 +124,11 @@ def detect_head(names: Iterable[str], heads: Heads) -> str | None:
 
 
 def dense_to_native(state: Mapping[str, Tensor], rows: Rows) -> dict[str, Tensor]:
-    """Renames a published state to our names. Native and unknown names do not change.
+    """Renames a published state dict to native names. Native and unknown names do not change.
 
     Args:
-        state: state of the whole model.
-        rows: rows of its head; just `PYRAMID` if the head is unknown.
+        state: the state dict of the whole model.
+        rows: the table of its head, or `PYRAMID` if the head is unknown.
 
     Raises:
         XCiTError: if two tensors would get the same name.
@@ -139,7 +146,7 @@ def dense_to_native(state: Mapping[str, Tensor], rows: Rows) -> dict[str, Tensor
 
 
 def dense_from_native(state: Mapping[str, Tensor], rows: Rows) -> dict[str, Tensor]:
-    """Renames a native state to the published names, the inverse of `dense_to_native`.
+    """Renames a native state dict to published names; this is the inverse of `dense_to_native`.
 
     Raises:
         XCiTError: if two tensors would get the same name.
@@ -152,7 +159,7 @@ def dense_from_native(state: Mapping[str, Tensor], rows: Rows) -> dict[str, Tens
 
 
 def xcit_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns the XCiT in a native state of a dense model, under its own native names."""
+    """Extracts the XCiT from a native state dict of a dense model; its tensor names lose the prefix `XCIT`."""
     return {name.removeprefix(XCIT): tensor for name, tensor in state.items() if name.startswith(XCIT)}
 
 
@@ -171,6 +178,6 @@ def _renamed(state: Mapping[str, Tensor], rows: Rows) -> dict[str, Tensor]:
 def _joined(one: dict[str, Tensor], other: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in other.items():
         if name in one:
-            raise XCiTError(f"two tensors are both {name!r} once renamed: formats are mixed in one state")
+            raise XCiTError(f"two tensors are called {name!r} after renaming: the state dict mixes several formats")
         one[name] = tensor
     return one

@@ -1,4 +1,4 @@
-"""Downloads the file at a URL to a path: it resumes, verifies, and writes the file completely or not at all."""
+"""Downloads a file from a URL: resumes a broken download, verifies the file, and then moves it to its destination."""
 
 import errno
 import hashlib
@@ -21,13 +21,17 @@ from xcit.connections import open_answer, reason_of
 from xcit.errors import XCiTError
 
 DownloadProgress = Callable[[str, int, int | None], None]
-"""Called as `progress(what, bytes_done, bytes_in_all or None)` while a file arrives."""
+"""A callback during a download: `progress(name, bytes_received, total_bytes)`; the total is None if it is unknown."""
 
 _CHUNK_BYTES = 1 << 20
 
 
 class DownloadError(XCiTError):
-    """A download that failed. `status` is the HTTP status of the server's answer, None if no usable answer came."""
+    """Raised if a download fails.
+
+    Attributes:
+        status: HTTP status of the server's answer; None if there was no usable answer.
+    """
 
     def __init__(self, message: str, *, status: int | None = None) -> None:
         super().__init__(message)
@@ -45,35 +49,34 @@ def download(
     patience: float = 10.0,
     headers: Mapping[str, str] = MappingProxyType({}),
 ) -> Path:
-    """Downloads the file at `url` to `destination`, unless it is there already.
+    """Downloads the file at `url` to `destination`, unless `destination` already exists with the right digest.
 
-    The bytes go to `<destination>.part` first. If an earlier call left that file, and the server still has the same
-    version and can send a range of bytes, only the rest is requested. A second process with the same destination waits
-    for the first, and then finds the finished file.
+    The bytes are written to a part file first, `<destination>.part`. A download is resumed if an earlier call left a
+    part file, the server still has the same version of the file, and the server can send a range of bytes. If two
+    processes download to the same destination, the second process waits for the first and uses its file.
 
     Args:
-        url: An http, https or file URL. Proxies are taken from the environment, as `urllib` does.
-        destination: Path of the finished file; missing folders are made.
-        sha256: The file's hex digest or its first digits; a file with another digest is deleted.
-        check: Called with the path of the downloaded file, before it is moved to `destination`; if it raises an
+        url: An http, https or file URL. Proxies are read from the environment, as in `urllib`.
+        destination: Path of the finished file; missing folders are created.
+        sha256: The file's SHA-256 in hex, or its first digits; a file with another digest is deleted.
+        check: Called with the path of the downloaded file before it is moved to `destination`; if `check` raises an
             `XCiTError`, the file is deleted.
-        progress: Called while the file arrives.
-        timeout: Seconds without a byte from the server that count as a broken connection.
-        patience: Seconds within which a connection must be established, including the look-up of the host's name.
-        headers: Further request headers, such as a token; they are only sent to the URL's own host, not to the targets
-            of redirects.
+        progress: Called repeatedly during the download.
+        timeout: The connection counts as broken after this number of seconds without data.
+        patience: Time limit in seconds for establishing a connection, including the look-up of the host's name.
+        headers: Additional request headers, such as a token. They are not sent to the targets of redirects.
 
     Returns:
         `destination`.
 
     Raises:
-        DownloadError: The server cannot be reached, refuses, or redirects from https to an address without encryption;
-            or the connection broke twice, the file is wrong, or it cannot be written.
+        DownloadError: The server can't be reached, returns an error, or redirects from https to an address without
+            encryption. Or the connection broke twice, the file is wrong, or the file can't be written.
     """
-    from filelock import FileLock  # the import takes a tenth of a second
+    from filelock import FileLock  # imported here, because the import takes 0.1 s
 
     if urlsplit(url).scheme not in ("http", "https", "file"):
-        raise DownloadError(f"{url}: not a URL that can be asked: only http, https and file URLs can be downloaded")
+        raise DownloadError(f"{url}: can't be downloaded: only http, https and file URLs are supported")
     name = unquote(urlsplit(url).path.rpartition("/")[2]) or url
     transfer = _Transfer(
         url=url,
@@ -88,7 +91,7 @@ def download(
             return destination
         destination.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{destination}.lock"):
-            if not is_intact(destination, sha256):  # else another process finished it while we waited
+            if not is_intact(destination, sha256):  # another process may have finished it while this process waited
                 destination.unlink(missing_ok=True)
                 transfer.run(sha256, check)
     except OSError as error:
@@ -97,7 +100,7 @@ def download(
 
 
 def is_intact(path: Path, sha256: str | None) -> bool:
-    """Returns whether `path` is a file whose SHA-256 starts with these hex digits; None accepts any file."""
+    """Returns whether `path` is a file, and its SHA-256 starts with these hex digits (None means any digest)."""
     return path.is_file() and (sha256 is None or _digest(path).startswith(sha256.lower()))
 
 
@@ -107,12 +110,15 @@ def _digest(path: Path) -> str:
 
 
 class _BrokenOffError(Exception):
-    """Raised if the connection ended before the whole file arrived."""
+    """Raised if the connection ends before the whole file has been received."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Transfer:
-    """Downloads one URL into one file; the caller holds the destination's lock."""
+    """Downloads one file, while the caller holds the lock of the destination.
+
+    The fields are arguments of `download`; `report` is `progress` without the name.
+    """
 
     url: str
     destination: Path
@@ -123,23 +129,23 @@ class _Transfer:
 
     @property
     def part(self) -> Path:
-        """Path of the file with the bytes that have arrived so far."""
+        """Path of the part file, which contains the bytes received so far."""
         return self.destination.with_name(f"{self.destination.name}.part")
 
     @property
     def note(self) -> Path:
-        """Path of the file that records the URL of the part, and the version of the file at that URL."""
+        """Path of the JSON file with the URL of the part file, and the version of the file at that URL."""
         return self.destination.with_name(f"{self.destination.name}.part.json")
 
     def run(self, sha256: str | None, check: Callable[[Path], object]) -> None:
-        """Receives the file (resuming once if the connection breaks), verifies it and moves it into place."""
+        """Receives the file, verifies it and moves it to `destination`; resumes once if the connection breaks."""
         try:
             try:
                 self._receive()
             except _BrokenOffError:
                 self._receive()
         except _BrokenOffError as error:
-            raise DownloadError(f"{self.url}: the transfer broke off twice ({error}); try again to resume") from error
+            raise DownloadError(f"{self.url}: the connection broke twice ({error}); try again to resume") from error
         try:
             if sha256 and not (digest := _digest(self.part)).startswith(sha256.lower()):
                 raise XCiTError(f"{self.part}: wrong file, expected SHA-256 {sha256.lower()}, got {digest}")
@@ -151,7 +157,12 @@ class _Transfer:
         self.note.unlink(missing_ok=True)
 
     def write_error(self, error: OSError, num_bytes: int | None) -> DownloadError:
-        """Returns an error that says in one line why the file can't be written; a full disk also deletes the part."""
+        """Returns the error for a file that can't be written; if the disk is full, it also deletes the part file.
+
+        Args:
+            error: the error of the operating system.
+            num_bytes: size of the whole file; None if it is unknown.
+        """
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             return DownloadError(f"cannot write {self.destination}: {error.strerror or error}")
         self._discard()
@@ -171,14 +182,14 @@ class _Transfer:
                 raise self.write_error(error, total) from error
         num_bytes = self.part.stat().st_size
         if total is not None and num_bytes != total:
-            raise _BrokenOffError(f"{num_bytes:,} of {total:,} bytes came")
+            raise _BrokenOffError(f"received {num_bytes:,} of {total:,} bytes")
 
     def _open(self, offset: int, version: str | None) -> tuple[Any, int] | None:
-        """Requests the bytes from `offset` on.
+        """Requests the file's bytes from `offset` to its end.
 
         Returns:
-            The answer and the offset where it starts, which is 0 if the server cannot resume; None if the part is
-            already the whole file.
+            The answer and the offset of its first byte; the offset is 0 if the server can't resume. None if the part
+            file is already the whole file.
         """
         request = Request(self.url, headers={"User-Agent": "xcit", "Accept-Encoding": "identity"})
         for key, value in self.headers.items():
@@ -194,18 +205,20 @@ class _Transfer:
                 raise DownloadError(f"{self.url}: HTTP {error.code} {error.reason}", status=error.code) from error
             response = error
         except (ValueError, InvalidURL) as error:
-            raise DownloadError(f"{self.url}: not a URL that can be asked ({error})") from error
-        except (OSError, HTTPException, OverflowError) as error:  # OverflowError: the stated length is far too large
+            raise DownloadError(f"{self.url}: not a valid URL ({error})") from error
+        except (OSError, HTTPException, OverflowError) as error:  # OverflowError: the stated length is too large
             raise DownloadError(f"{self.url}: {reason_of(error)}") from error
         if response.status not in (206, 416):
             return response, 0
         found = version_of(response.headers)
-        # If a server does not compare versions, the part and the rest could belong to two versions of the file.
+        # Some servers ignore `If-Range`. So the version is compared here too: the rest must not be of a new version.
         if response.status == 206 and offset and first_byte(response.headers) == offset and found == version:
             return response, offset
         response.close()
         if response.status == 206 and not offset:
-            raise DownloadError(f"{self.url}: HTTP 206, a part of the file though all of it was asked for", status=206)
+            raise DownloadError(
+                f"{self.url}: HTTP 206, a part of the file, but the whole file was requested", status=206
+            )
         if response.headers.get("Content-Range") == f"bytes */{offset}" and found in (None, version):
             return None
         self._discard()
@@ -217,7 +230,7 @@ class _Transfer:
         with self.part.open("ab" if offset else "wb") as file:
             version = version_of(response.headers)
             if offset == 0 and version is not None:
-                # The note is written only after the old bytes are gone, because it describes the new ones.
+                # The note is written after the old part file is emptied, because it describes the new part file.
                 self.note.write_text(json.dumps({"url": self.url, "version": version}))
             self.report(offset, total)
             done = offset
@@ -229,13 +242,13 @@ class _Transfer:
             os.fsync(file.fileno())
 
     def _resume_point(self) -> tuple[int, str | None]:
-        """Returns the number of bytes in the part and their version; (0, None) means to start from the beginning."""
+        """Returns the size of the part file and its version; (0, None) means to start from the beginning."""
         try:
             note = json.loads(self.note.read_text())
             if note["url"] == self.url:
                 return self.part.stat().st_size, str(note["version"])
         except (OSError, ValueError, KeyError, TypeError):
-            pass  # there is no note, or it is incomplete
+            pass  # the note is missing or incomplete
         return 0, None
 
     def _discard(self) -> None:
@@ -245,7 +258,7 @@ class _Transfer:
 
 def _read(response: Any) -> bytes:
     try:
-        # `read1` returns what has arrived, so that no bytes are lost if the connection breaks.
+        # `read1` returns the bytes received so far, so that no bytes are lost if the connection breaks.
         chunk: bytes = response.read1(_CHUNK_BYTES)
     except (OSError, HTTPException) as error:
         raise _BrokenOffError(reason_of(error)) from error
@@ -253,19 +266,22 @@ def _read(response: Any) -> bytes:
 
 
 def version_of(headers: Message) -> str | None:
-    """Returns the value for `If-Range` that identifies the file's version: its ETag if not weak, or else its date."""
+    """Returns the header value that identifies the file's version: a strong ETag, or else the date of modification."""
     etag = headers.get("ETag")
     return etag if etag and not etag.startswith("W/") else headers.get("Last-Modified")
 
 
 def first_byte(headers: Message) -> int | None:
-    """Returns the position in the file at which a partial answer begins; None if the answer is not partial."""
+    """Returns the offset in the file of a partial answer's first byte; None if the answer is not partial."""
     found = re.match(r"bytes (\d+)-", headers.get("Content-Range", ""))
     return int(found[1]) if found else None
 
 
 def _total_bytes(headers: Message, offset: int) -> int | None:
-    """Returns the whole file's size in bytes, from a partial answer's range or the answer's length; None if unknown."""
+    """Returns the size of the whole file in bytes; None if it is unknown.
+
+    It is read from `Content-Range`, or else computed from `Content-Length` and the offset of the answer.
+    """
     if found := re.search(r"/(\d+)$", headers.get("Content-Range", "")):
         return int(found[1])
     length = headers.get("Content-Length", "")

@@ -1,8 +1,8 @@
-"""Gets the file of a published checkpoint from the first of its sources that has it: a mirror, the Hub, a URL.
+"""Gets the file of a published checkpoint from the first source that has the file: a mirror, the Hub or a URL.
 
-huggingface_hub provides the URL, version and digest of a file on the Hub, and the user's token. All files are
-downloaded by `download`: the Hub's own client checks no digest, keeps a second copy of each file, and without a network
-tries for more than a minute.
+The package huggingface_hub returns the URL, version and digest of a file on the Hub, and the user's token. But it is
+not used to download files, because it checks no digest, keeps a second copy of each file, and tries for more than a
+minute if there is no network. `download` downloads all files.
 """
 
 import hashlib
@@ -21,19 +21,20 @@ from xcit.weights.download import DownloadError, DownloadProgress, download, is_
 from xcit.weights.hub import PATIENCE_SECONDS, as_digest, find_on_hub, offline_switch
 
 _ABSENT = (403, 404)
-"""HTTP statuses of the answer that a file does not exist; object stores answer 403."""
+"""The HTTP statuses for a file that does not exist; some object stores answer 403 instead of 404."""
 
 
 class FetchError(XCiTError):
     """Raised if no source has the file.
 
-    The first line of the message says what failed, the next lines give the reasons, and the last line says what to do.
+    The first line of the message says what failed. The next lines contain the reasons, one per source. The last line
+    says what to do.
     """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """One place where a checkpoint is published.
+    """A source from which the file of a checkpoint can be downloaded.
 
     Attributes:
         kind: "huggingface" for the Hugging Face Hub, or "url".
@@ -49,13 +50,13 @@ class Source:
 
     def __post_init__(self) -> None:
         steps = PurePosixPath(self.filename).parts
-        # The name is used as a path on this disk, so that it must not lead out of its folder.
+        # The name is used as a path in a folder on this machine, so it must not point outside this folder.
         if not steps or ".." in steps or steps[0] == "/" or "\\" in self.filename:
-            raise XCiTError(f"{self.filename!r} is no file name, in the source {self.location}")
+            raise XCiTError(f"{self.filename!r} is no file name: see the source {self.location}")
         if self.kind == "url" and len(steps) > 1:
             raise XCiTError(f"{self.filename!r} must be the last part of the URL {self.location}")
         if self.sha256 is not None and not re.fullmatch("[0-9a-fA-F]{8,64}", self.sha256):
-            raise XCiTError(f"{self.sha256!r} is no SHA-256 in hex (8 to 64 digits), in the source {self.location}")
+            raise XCiTError(f"{self.sha256!r} is no SHA-256 in hex (8 to 64 digits): see the source {self.location}")
 
     @property
     def label(self) -> str:
@@ -66,30 +67,32 @@ class Source:
 def cache_dir() -> Path:
     """Returns the folder for weights: `$XCIT_CACHE`, else `$XDG_CACHE_HOME/xcit`, else `~/.cache/xcit`."""
     if own := os.environ.get("XCIT_CACHE"):
-        return expanded(own, "set XCIT_CACHE to a folder that there is")
+        return expanded(own, "set XCIT_CACHE to an existing folder")
     return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "set XCIT_CACHE to a folder for weights") / "xcit"
 
 
 def obtain(
     name: str, sources: Sequence[Source], directory: Path, *, progress: DownloadProgress | None = None
 ) -> tuple[Path, Source | None]:
-    """Returns the raw file of the checkpoint `name`, and downloads it if it is not on this machine.
+    """Returns the published file of a checkpoint, and downloads it if it is not on this machine.
 
-    It first looks on this machine: in the folder `XCIT_MIRROR`, then, for each source, in `directory` and in the Hub's
-    own cache. Then it asks the URL `XCIT_MIRROR` and each source in order; `XCIT_OFFLINE=1` or
-    `HF_HUB_OFFLINE=1` forbids this second step. A file whose known SHA-256 does not match is never returned.
+    First, the file is looked for on this machine: in the folder `XCIT_MIRROR`, then, for each source, in `directory`
+    and in the Hub's own cache. If the file is not there, it is requested from the URL `XCIT_MIRROR`, and then from each
+    source in order. `XCIT_OFFLINE=1` or `HF_HUB_OFFLINE=1` forbids these requests. A file with a wrong SHA-256 is never
+    returned.
 
     Args:
-        name: The checkpoint's name; a mirror may hold it as `<name>.safetensors`.
-        sources: Where it is published, best first. A mirror may hold any of them under its published name.
-        directory: Where downloads go. Files of a mirror folder and of the Hub's cache are used in place.
-        progress: Called while a file arrives.
+        name: The checkpoint's name. A mirror may contain its file as `<name>.safetensors`.
+        sources: The sources of the file, the preferred one first. A mirror may contain a source's file under the file
+            name of that source.
+        directory: The folder for downloads. Files in a mirror folder or in the Hub's cache are not copied.
+        progress: Called repeatedly during a download.
 
     Returns:
-        The path, and the source whose file it is (None for a mirror's `<name>.safetensors`).
+        The path of the file, and the source that published the file (None for `<name>.safetensors` of a mirror).
 
     Raises:
-        FetchError: No source has the file. Without a network, the error comes within five seconds.
+        FetchError: No source has the file. Without a network, the error is raised within five seconds.
     """
     mirror, names = os.environ.get("XCIT_MIRROR", ""), _mirror_names(name, sources)
     folder = _as_folder(mirror)
@@ -102,13 +105,16 @@ def obtain(
                 return path, published
             if path.is_file():
                 reasons.append(f"{label}: {candidate} has the wrong SHA-256")
-        reasons.append(f"{label}: none of {', '.join(names)}" if folder.is_dir() else f"{label}: no such folder")
+        reasons.append(
+            f"{label}: has none of the files {', '.join(names)}" if folder.is_dir() else f"{label}: no such folder"
+        )
     for source in sources:
         if copy := _local_copy(source, directory):
             return copy, source
 
     switch = offline_switch()
-    # The places to ask, in order: a name for messages, and one or several files, each with the source that it replaces.
+    # The requests, in order. Each entry is a label for messages, and files to try; each file is paired with the source
+    # that published it.
     asked = list[tuple[str, list[tuple[Source, Source | None]]]]()
     if mirror and folder is None:
         asked.append((label, [(_on_mirror(mirror, *pair), pair[1]) for pair in names.items()]))
@@ -119,39 +125,42 @@ def obtain(
         for place, published in files:
             try:
                 if switch and not place.location.startswith("file:"):
-                    raise DownloadError(f"not asked, {switch} is set")
+                    raise DownloadError(f"not requested, because {switch} is set")
                 return _bring(place, directory, progress, patience), published
             except DownloadError as error:
                 if place is not published and error.status in _ABSENT:
                     missing.append(place.location.removeprefix(mirror).strip("/"))
                     continue
                 reasons.append(f"{label}: {str(error).removeprefix(f'{place.label}: ')}")
-                if error.status is None:  # the server was not reached, so that another file name would fail too
+                if error.status is None:  # the server was not reached, so requests for other files would fail too
                     patience /= 2
                     missing = []
                     break
         if missing:
-            reasons.append(f"{label}: none of {', '.join(missing)}")
+            reasons.append(f"{label}: has none of the files {', '.join(missing)}")
     lines = "".join(f"  {reason}\n" for reason in reasons)
     raise FetchError(
         f"cannot get the weights of {name}:\n{lines}"
-        f"Set XCIT_MIRROR to a folder or URL with the files, run `xcit fetch {name} --to DIR` on a connected machine, "
-        "or pass pretrained=PATH"
+        f"Set XCIT_MIRROR to a folder or URL with the files, run `xcit fetch {name} --to DIR` on a machine with a "
+        "network, or pass pretrained=PATH"
     )
 
 
-# ---- places
+# ---- paths and URLs
 
 
 def _as_folder(mirror: str) -> Path | None:
-    """Returns the mirror's path on this machine; None if it is remote or not set."""
+    """Returns the path of a mirror on this machine; None if the mirror is remote or not set."""
     if mirror.startswith("file:"):
         return Path(url2pathname(urlsplit(mirror).path))
-    return expanded(mirror, "set XCIT_MIRROR to a folder that there is") if mirror and "://" not in mirror else None
+    return expanded(mirror, "set XCIT_MIRROR to an existing folder") if mirror and "://" not in mirror else None
 
 
 def _mirror_names(name: str, sources: Sequence[Source]) -> dict[str, Source | None]:
-    """Returns the file names that the checkpoint may have on a mirror, best first, each with the source it replaces."""
+    """Maps the file names that a checkpoint may have on a mirror to their sources, the preferred name first.
+
+    `<name>.safetensors` has no source.
+    """
     names: dict[str, Source | None] = {f"{name}.safetensors": None}
     for source in sources:
         if source.kind == "url":
@@ -173,7 +182,7 @@ def _on_mirror(mirror: str, candidate: str, published: Source | None) -> Source:
 
 
 def destination_of(url: str, directory: Path) -> Path:
-    """Returns a path that is different for each URL, because many sites call their file model.safetensors."""
+    """Returns the path for a download. It depends on the whole URL, because many files are called model.safetensors."""
     name = PurePosixPath(unquote(urlsplit(url).path)).name
     return directory / f"{hashlib.sha256(url.encode()).hexdigest()[:8]}-{name}"
 
@@ -194,10 +203,10 @@ def _local_copy(source: Source, directory: Path) -> Path | None:
 
         try:
             cached = try_to_load_from_cache(source.location, source.filename)
-        except ValueError:  # not a repository's name; the download reports this error
+        except ValueError:  # the name of the repository is not valid; the download reports this error later
             return None
         if isinstance(cached, str):
-            # In the Hub's cache, the file is a link to a blob; the name of a large file's blob is its digest.
+            # In the Hub's cache, a file is a link to a blob. For a large file, the name of the blob is its SHA-256.
             copy = Path(cached)
             blob = copy.readlink().name if copy.is_symlink() else None
             if is_intact(copy, as_digest(blob)) and is_intact(copy, source.sha256):
@@ -213,7 +222,8 @@ def _bring(source: Source, directory: Path, progress: DownloadProgress | None, p
     found = find_on_hub(source.location, source.filename, patience=patience)
     if found.sha256 and source.sha256 and not found.sha256.startswith(source.sha256.lower()):
         raise DownloadError(
-            f"{found.url}: wrong file, expected SHA-256 {source.sha256.lower()}, the Hub has {found.sha256}", status=200
+            f"{found.url}: wrong file, expected SHA-256 {source.sha256.lower()}, but the Hub has {found.sha256}",
+            status=200,
         )
     return download(
         found.url,

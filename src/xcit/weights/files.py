@@ -1,4 +1,7 @@
-"""Checkpoint files: reads every published format without running code in it, and writes files as a whole."""
+"""Reads checkpoint files of every published format without running code in them, and writes checkpoint files.
+
+Native tensor names are this package's own names.
+"""
 
 import hashlib
 import io
@@ -28,13 +31,16 @@ _DINO_NETWORKS = ("teacher", "student")
 """Keys of the two networks in a full DINO checkpoint."""
 
 _CLASSIFIER_HEAD = frozenset(("head.weight", "head.fc.weight"))
-"""A classifier that is stored under the name of a teacher has one of these; DINO's projection head has neither."""
+"""Tensor names of a classifier: every classifier has one of these two, and DINO's projection head has neither."""
 
 _MOST_UNSTORED = 2**30
-"""The most bytes by which tensors may exceed the file: with strides of 0, one number can fill a tensor of any size."""
+"""The largest allowed total size, in bytes, of the tensors that are larger than their storage in the file.
+
+A limit is needed because a tensor with strides of 0 can have any size although the file contains only one number.
+"""
 
 _SHOWN = 6
-"""Number of names that an error shows before it says how many more there are."""
+"""The largest number of names in an error message; further names are only counted."""
 
 
 @dataclass(frozen=True)
@@ -42,17 +48,19 @@ class StoredWeights:
     """The contents of a checkpoint file with an XCiT.
 
     Attributes:
-        state: maps native names to tensors on the CPU. They may still be mapped from the file, so do not change the
-            file.
-        format: naming format of the file. "dino" and "dense" are official names with something else beside them: DINO's
-            projection head, or the neck and heads of a detector or segmenter.
-        metadata: metadata of a safetensors file, else empty.
-        set_aside: names, as in the file, of tensors that belong neither to the backbone nor to the classifier.
-        path: the file.
-        dense: the whole detector or segmenter under its native names (see `weights/dense.py`); `state` then contains
-            only its XCiT. Empty for other models.
-        head: name of the detector's or segmenter's head; None if it is unknown, or there is none.
-        normalization: the normalisation of images that the file contains, as files of robust classifiers often do.
+        state: maps native names of the XCiT's tensors to tensors on the CPU. The tensors may be memory-mapped from the
+            file, so the file must not be changed.
+        format: naming format of the tensors in the file. "dino" means official names, possibly with DINO's projection
+            head. "dense" means a detector or segmenter.
+        metadata: metadata of a safetensors file; empty for other files.
+        set_aside: names of tensors that belong neither to the backbone nor to the classifier, without wrapper prefixes
+            such as "module.".
+        path: path of the file.
+        dense: for a detector or segmenter, all its tensors under native names (see `weights/dense.py`); `state` then
+            contains only the tensors of its XCiT. Empty for other models.
+        head: name of the head of a detector or segmenter; None if the head is unknown, and for other models.
+        normalization: mean and standard deviation of the images, if the file contains them, else None. Files of robust
+            classifiers often contain them.
     """
 
     state: dict[str, Tensor]
@@ -66,22 +74,25 @@ class StoredWeights:
 
     @property
     def whole(self) -> dict[str, Tensor]:
-        """All tensors that have a native name; the file's digest covers these."""
+        """All tensors of the model under native names: `dense` or `state`. The digest is computed from them."""
         return self.dense or self.state
 
 
 def read_checkpoint(path: str | Path, *, key: str | None = None, heads: Heads = MappingProxyType({})) -> StoredWeights:
-    """Reads the weights of an XCiT from a file of any format, which is detected by its contents, not by its name.
+    """Reads the weights of a model with an XCiT from a file of any format.
+
+    The format is detected from the content of the file, not from its name.
 
     Args:
         path: the file.
-        key: label of the wanted weights, such as "student" in a full DINO checkpoint, "state_dict_ema", or the name of
-            a Lightning module's model. None takes the weights that are meant for use, see `unwrap`. The key may also
-            follow the path: "last.ckpt#state_dict_ema".
-        heads: the known heads of detectors and segmenters. Of other dense models only the XCiT is read.
+        key: the key of the weights to read if the file contains several sets of weights: for example "student" of a
+            DINO checkpoint, "state_dict_ema", or the name of the model in a Lightning module. None means the weights
+            that are meant for inference (see `unwrap`). The key may also follow the path: "last.ckpt#state_dict_ema".
+        heads: the known heads of detectors and segmenters. If the head in the file is unknown, `head` of the result is
+            None.
 
     Raises:
-        XCiTError: if the file is missing, empty, damaged or not a checkpoint, tries to run code, or holds no XCiT.
+        XCiTError: if the file is missing, empty, damaged or not a checkpoint, tries to run code, or contains no XCiT.
     """
     path, named = split_key(path)
     key = key or named
@@ -98,7 +109,7 @@ def read_checkpoint(path: str | Path, *, key: str | None = None, heads: Heads = 
 
 
 def digest(state: Mapping[str, Tensor]) -> str:
-    """Returns the SHA-256, in hex, of all names, dtypes, shapes and bits; the order of the names does not matter."""
+    """Returns the SHA-256, in hex, of the names, dtypes, shapes and values of all tensors, in any order of names."""
     sha = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
@@ -110,12 +121,17 @@ def digest(state: Mapping[str, Tensor]) -> str:
 
 
 def write_safetensors(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Writes a state in any format to a safetensors file, completely or not at all.
+    """Writes a state dict to a safetensors file, completely or not at all.
 
-    The metadata get a "digest" of the state under its native names, so that it is the same in every format.
+    A "digest" is added to the metadata. It is computed under native names, so that it does not depend on the format.
+
+    Args:
+        path: the file.
+        state: the state dict, with tensor names of any format.
+        metadata: the metadata.
 
     Raises:
-        XCiTError: if the file can't be written; an existing file is then unchanged.
+        XCiTError: if the file can't be written. An existing file is then unchanged.
     """
     tensors = _standalone(state)
     native = to_native(tensors, detect_format(tensors) or "xcit")
@@ -123,26 +139,33 @@ def write_safetensors(path: str | Path, state: Mapping[str, Tensor], metadata: M
     with whole_file(path) as part:
         try:
             save_file(tensors, part, metadata=metadata)
-        except SafetensorError as error:  # safetensors raises its own error for a full disk
+        except (
+            SafetensorError
+        ) as error:  # safetensors raises this error instead of an OSError, for example for a full disk
             raise OSError(brief(error)) from error
 
 
 def write_pickle(
     path: str | Path, state: Mapping[str, Tensor], wrap: Callable[[dict[str, Tensor]], Mapping[str, object]] = dict
 ) -> None:
-    """Writes a state in torch's own file format, completely or not at all; `wrap` adds keys around it.
+    """Writes a state dict in torch's own file format, completely or not at all.
+
+    Args:
+        path: the file.
+        state: the state dict.
+        wrap: returns the content of the file, for example {"state_dict": state}.
 
     Raises:
-        XCiTError: if the file can't be written; an existing file is then unchanged.
+        XCiTError: if the file can't be written. An existing file is then unchanged.
     """
-    # It is written to memory first: torch reports a full disk as an internal error, without the reason.
+    # The file is first written to memory, because torch reports a full disk as an internal error without the reason.
     buffer = io.BytesIO()
     torch.save(wrap(_standalone(state)), buffer)
     with whole_file(path) as part:
         part.write_bytes(buffer.getbuffer())
 
 
-# Reading: what kind of file
+# Reading: the file type
 
 
 _NOT_CHECKPOINTS = (
@@ -160,7 +183,7 @@ _NOT_CHECKPOINTS = (
 
 
 def _kind(path: Path) -> Literal["safetensors", "zip", "pickle"]:
-    """Returns the file type, by the first bytes of the file."""
+    """Recognises the file type by the first bytes of the file, and returns it."""
     try:
         if path.exists() and not path.is_file():
             raise XCiTError(f"{path} is {'a folder' if path.is_dir() else 'no regular file'}, not a checkpoint")
@@ -171,7 +194,8 @@ def _kind(path: Path) -> Literal["safetensors", "zip", "pickle"]:
         raise XCiTError(f"cannot read {path}: {reason}") from error
     if not start:
         raise XCiTError(f"{path} is empty")
-    # A safetensors file starts with the length of its JSON header in eight bytes, little-endian, at most 100 MB.
+    # A safetensors file starts with the length of its JSON header: eight bytes, little-endian. The last four of these
+    # bytes are 0, because the length is at most 100 MB. The header starts with "{".
     if start[4:9] == b"\0\0\0\0{":
         return "safetensors"
     if start.startswith(b"PK"):
@@ -193,18 +217,27 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except SafetensorError as error:
-        raise XCiTError(f"{path} is damaged or no safetensors file: {brief(error)}") from error
+        raise XCiTError(f"{path} is damaged or not a safetensors file: {brief(error)}") from error
     except OSError as error:
         raise XCiTError(f"cannot read {path}: {error.strerror or brief(error)}") from error
 
 
-# Reading: which tensors
+# Reading: the tensors
 
 
 def _sort_out(
     tensors: dict[str, Tensor], wrapper: str, metadata: dict[str, str], path: Path, heads: Heads
 ) -> StoredWeights:
-    """Finds the format, sets aside tensors of neither backbone nor classifier, and renames the others."""
+    """Detects the format, sets aside the tensors that belong neither to the backbone nor to the classifier, and renames
+    the others to native names.
+
+    Args:
+        tensors: the tensors by their names in the file.
+        wrapper: the last key around the tensors, such as "teacher"; "" if there is none.
+        metadata: the metadata of the file.
+        path: the file.
+        heads: the known heads of detectors and segmenters.
+    """
     format = detect_format(tensors)
     stored: StoredFormat | None = format
     kept = tensors
@@ -223,7 +256,7 @@ def _sort_out(
         stored = "dino"
     if format is None or stored is None:
         if tensors and all(name.startswith("head.") for name in tensors) and wrapper in _DINO_NETWORKS:
-            raise XCiTError(f"{path} holds DINO's projection head without the backbone: there is no XCiT in it")
+            raise XCiTError(f"{path} contains DINO's projection head, but not the backbone")
         raise _no_xcit(tensors, path)
     set_aside = tuple(name for name in tensors if name not in kept)
     if format != "mmpretrain":
@@ -234,9 +267,9 @@ def _sort_out(
 def _check_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     for name, tensor in tensors.items():
         if problem := tensor_problem(tensor):
-            raise XCiTError(f"{path}: {name} is {problem}: no weights")
+            raise XCiTError(f"{path}: {name} is {problem}: not valid weights")
     if (size := unstored_bytes(tensors.values())) > _MOST_UNSTORED:
-        raise XCiTError(f"{path}: its tensors claim {size:,} bytes that are not in the file: no weights")
+        raise XCiTError(f"{path}: its tensors claim {size:,} bytes that are not in the file: not valid weights")
 
 
 def _sort_out_dense(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path, heads: Heads) -> StoredWeights:
@@ -250,14 +283,17 @@ def _sort_out_dense(tensors: dict[str, Tensor], metadata: dict[str, str], path: 
 
 
 def _no_xcit(tensors: Mapping[str, Tensor], path: Path) -> XCiTError:
-    return XCiTError(f"{path} holds no XCiT weights; it has {_some(tensors) or 'no tensors'}")
+    return XCiTError(f"{path} contains no XCiT weights; it contains {_some(tensors) or 'no tensors'}")
 
 
 # Writing
 
 
 def _standalone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies tensors so that each owns its memory: safetensors refuses views, and torch would save their whole base."""
+    """Copies tensors so that each tensor has its own storage.
+
+    safetensors rejects tensors that share storage, and torch would save the whole storage of a view.
+    """
     return {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
 
 

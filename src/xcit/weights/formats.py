@@ -1,9 +1,8 @@
-"""Names of the same tensors in each published format: one bijective table per format.
+"""Converts the tensor names of an XCiT between this package's own (native) names and each published format.
 
-The functions convert states, which are mappings from names to tensors, and use no model class. A row of a table has
-the names of a module or of a parameter. The parameters and buffers of a module keep the last part of their names.
-`{i}` is the number of a block or of a convolution in the stem, and `{2i}` is twice that number, because the official
-stem also counts its activations.
+Each format has a bijective table. A row maps the native name of a module or parameter to its published name. The last
+part of a tensor's name in a module, such as "weight", is the same in both. `{i}` is the index of a block or of a
+convolution in the stem. `{2i}` is twice the index, because the official stem also counts its activations.
 """
 
 import re
@@ -51,7 +50,7 @@ _NATIVE_TO_TIMM = {
     "head": "head",
 }
 
-# The official class attention has q, k and v in one matrix: `_split_qkv` and `_fuse_qkv` convert it.
+# The official class attention has one matrix for q, k and v; `_split_qkv` and `_fuse_qkv` convert it.
 _NATIVE_TO_OFFICIAL = _NATIVE_TO_TIMM | {"position.projection": "pos_embeder.token_projection"}
 
 _NATIVE_TO_MMPRETRAIN = {
@@ -93,36 +92,37 @@ NATIVE_TO: dict[Format, dict[str, str]] = {
     "timm": _NATIVE_TO_TIMM,
     "mmpretrain": _NATIVE_TO_MMPRETRAIN,
 }
-"""The rows of each format: native name -> published name."""
+"""The table of each format, which maps native names to published names."""
 
 _TO_NATIVE: dict[Format, dict[str, str]] = {
     format: {published: native for native, published in rows.items()} for format, rows in NATIVE_TO.items()
 }
 
-# The first number between dots. Leading zeros are not allowed, so that writing it back gives the same name.
+# The first number between dots. Leading zeros are not allowed, because a name with them could not be restored.
 _NUMBER = re.compile(r"(?<=\.)(?:0|[1-9]\d{0,5})(?=\.)")
 _FUSED = re.compile(r"(cls_attn_blocks\.\d+\.attn\.)qkv(\.weight|\.bias)")
 _APART = re.compile(r"(cls_attn_blocks\.\d+\.attn\.)([qkv])(\.weight|\.bias)")
 
 
 def detect_format(names: Iterable[str]) -> Format | None:
-    """Returns the format whose table has most of the names, or None if no format finds an XCA block in them.
+    """Returns the format whose table contains the largest number of the names; None if they are not those of an XCiT.
 
-    A head alone or an empty mapping has no format, and neither has another transformer that shares names with XCiT.
+    The names must contain an XCA block. So the result is None for a head without a backbone, and for other transformers
+    that have some names in common with XCiT.
     """
     names = list(names)
     best: Format | None = None
     best_count = 0
     for format in FORMATS:
         known = [native for name in names if (native := _rename(_apart(name), _TO_NATIVE[format]))]
-        # No other architecture with such names has XCA's temperature.
+        # The temperature of XCA occurs in no other architecture with similar names.
         if any(native.endswith(".xca.temperature") for native in known) and len(known) > best_count:
             best, best_count = format, len(known)
     return best
 
 
 def to_native(state: Mapping[str, Tensor], format: Format) -> dict[str, Tensor]:
-    """Renames a state of the given format to the names of `xcit.models.XCiT`; unknown names stay as they are.
+    """Renames a state dict of the given format to native names. Unknown names do not change.
 
     Raises:
         XCiTError: if two tensors would get the same name.
@@ -133,7 +133,7 @@ def to_native(state: Mapping[str, Tensor], format: Format) -> dict[str, Tensor]:
 
 
 def from_native(state: Mapping[str, Tensor], format: Format) -> dict[str, Tensor]:
-    """Renames a native state to the given format, the inverse of `to_native`; unknown names stay as they are.
+    """Renames a native state dict to the given format; this is the inverse of `to_native`. Unknown names do not change.
 
     Raises:
         XCiTError: if two tensors would get the same name.
@@ -147,13 +147,13 @@ def _renamed(state: Mapping[str, Tensor], rows: Mapping[str, str]) -> dict[str, 
     for name, tensor in state.items():
         new_name = _rename(name, rows) or name
         if new_name in renamed:
-            raise XCiTError(f"two tensors are both {new_name!r} once renamed: formats are mixed in one state")
+            raise XCiTError(f"two tensors are called {new_name!r} after renaming: the state dict mixes several formats")
         renamed[new_name] = tensor
     return renamed
 
 
 def _rename(name: str, rows: Mapping[str, str]) -> str | None:
-    """Returns the name on the other side of the table, or None if no row matches."""
+    """Returns the new name of a tensor, from a table that maps old names to new names; None if no row matches."""
     for template, index in _templates(name):
         module, _, leaf = template.rpartition(".")
         for row, rest in ((template, ""), (module, f".{leaf}")):
@@ -163,7 +163,7 @@ def _rename(name: str, rows: Mapping[str, str]) -> str | None:
 
 
 def _templates(name: str) -> Iterator[tuple[str, int]]:
-    """Yields the ways in which the table may spell the name, with the number that was replaced."""
+    """Yields the rows that may match a name, with `{i}` or `{2i}` in place of its number, each with the index i."""
     match = _NUMBER.search(name)
     if match is None:
         yield name, 0
@@ -175,12 +175,15 @@ def _templates(name: str) -> Iterator[tuple[str, int]]:
 
 
 def _apart(name: str) -> str:
-    """Returns one of the three names that a fused name splits into; other names do not change."""
+    """Returns the name of the q part if `name` is that of a fused q, k and v matrix; else returns `name` unchanged."""
     return _FUSED.sub(r"\1q\2", name)
 
 
 def _split_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Splits fused matrices into q, k and v. Other matrices stay, and strict loading reports them."""
+    """Splits the fused matrices of the class attention into q, k and v.
+
+    A matrix that can't be split is kept, so that strict loading reports it.
+    """
     split: dict[str, Tensor] = {}
     for name, tensor in state.items():
         match = _FUSED.fullmatch(name)
@@ -193,7 +196,7 @@ def _split_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _fuse_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Reverses `_split_qkv`. Parts that do not fit together stay separate, and strict loading reports them."""
+    """Reverses `_split_qkv`. Parts with different shapes or dtypes are kept, so that strict loading reports them."""
     fused: dict[str, Tensor] = {}
     for name, tensor in state.items():
         match = _APART.fullmatch(name)

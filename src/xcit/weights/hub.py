@@ -1,6 +1,7 @@
-"""Finds files on the Hugging Face Hub, and downloads the folder of a model.
+"""Finds files on the Hugging Face Hub, and downloads the files of a model's repository.
 
-huggingface_hub provides the URL, version and digest of a file, and the user's token; `download` downloads the bytes.
+The package huggingface_hub returns the URL, version and digest of a file, and the user's token. `download` downloads
+the file.
 """
 
 import logging
@@ -21,17 +22,19 @@ from xcit.writing import make_folder, whole_file
 _LOG = logging.getLogger("xcit")
 
 PREFIX = "hf-hub:"
-"""The prefix of the name of a model repository on the Hub, as in timm."""
+"""The prefix of a name that is a repository on the Hub, as in timm: "hf-hub:USER/REPO"."""
 
 PATIENCE_SECONDS = 2.0
-"""Seconds to wait for the first connection.
+"""Time limit in seconds for the first connection.
 
-Each failed connection halves the time for the next one, so that a missing network is noticed within twice this time.
+After each failed connection, the limit for the next connection is halved. So a missing network is noticed within twice
+this time.
 """
 
 OFFLINE_SWITCHES = ("XCIT_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 
-# The files of a model folder and of an adapter's folder: the required one, the weights (one of them), optional ones.
+# The files in the repository of a model, and of an adapter: the required file, the possible names of the weights file
+# (the first one that exists is used), and optional files.
 _FORMS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("config.json", ("model.safetensors", "pytorch_model.bin"), ("manifest.json",)),
     ("adapter_config.json", ("adapter_model.safetensors",), ()),
@@ -40,7 +43,14 @@ _FORMS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
 
 @dataclass(frozen=True, kw_only=True)
 class HubFile:
-    """A file on the Hub: its URL, its commit, its SHA-256 if it is large, and the headers of a request for it."""
+    """A file on the Hub.
+
+    Attributes:
+        url: URL of the file.
+        commit: the commit of the file; None if the Hub does not state it.
+        sha256: SHA-256 of the file in hex; None if the Hub does not state it, as for small files.
+        headers: headers for a request of the file, with the user's token if there is one.
+    """
 
     url: str
     commit: str | None
@@ -49,7 +59,7 @@ class HubFile:
 
 
 def offline_switch() -> str:
-    """Returns the name of the environment variable that forbids network access, or "" if access is allowed."""
+    """Returns the name of the environment variable that is set and forbids network access; "" if there is none."""
     switches = (key for key in OFFLINE_SWITCHES if os.environ.get(key, "").lower() in ("1", "true", "yes", "on"))
     return next(switches, "")
 
@@ -57,24 +67,30 @@ def offline_switch() -> str:
 def find_on_hub(
     repository: str, filename: str, *, revision: str | None = None, patience: float = PATIENCE_SECONDS
 ) -> HubFile:
-    """Asks the Hub where a file is, at a revision or on the main branch, and downloads nothing.
+    """Requests the URL, commit and digest of a file from the Hub, without downloading the file.
+
+    Args:
+        repository: the repository, "USER/REPO".
+        filename: path of the file in the repository.
+        revision: branch, tag or commit; None means the main branch.
+        patience: time limit in seconds.
 
     Raises:
-        DownloadError: if there is no such file, or the Hub can't be reached.
+        DownloadError: if the file does not exist, or the Hub can't be reached.
     """
     from huggingface_hub import get_hf_file_metadata, get_token, hf_hub_url
     from huggingface_hub.constants import HF_HUB_DISABLE_IMPLICIT_TOKEN
 
     endpoint = hub_endpoint()
     try:
-        # A public file does not need the login that the client recommends.
+        # The client's advice to log in is hidden, because public files need no login.
         with logging_only("huggingface_hub", logging.ERROR):
             url = hf_hub_url(repository, filename, revision=revision, endpoint=endpoint)
             metadata = in_time(lambda: get_hf_file_metadata(url, timeout=patience), patience)
             commit = metadata.commit_hash
             url = hf_hub_url(repository, filename, revision=commit, endpoint=endpoint)
             token = None if HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
-    except Exception as error:  # errors of the client or its HTTP library, which differ between versions
+    except Exception as error:  # the exception classes differ between versions of the client and its HTTP library
         status = getattr(getattr(error, "response", None), "status_code", None)
         reason = f"HTTP {status} ({endpoint})" if status else unreached(urlsplit(endpoint).hostname, error)
         raise DownloadError(reason, status=status) from error
@@ -87,30 +103,30 @@ def find_on_hub(
 
 
 def hub_endpoint() -> str:
-    """Returns the URL of the Hub: the current value of `HF_ENDPOINT`, or else the client's default."""
+    """Returns the URL of the Hub: the value of the environment variable `HF_ENDPOINT`, or the client's default."""
     from huggingface_hub import constants
 
     return (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
 
 
 def as_digest(etag: str | None) -> str | None:
-    """Returns the ETag if it is a SHA-256, else None: on the Hub, large files have a SHA-256, small ones a git hash."""
+    """Returns the ETag if it is a SHA-256, else None. On the Hub, the ETag of a small file is a git hash."""
     return etag if etag and re.fullmatch("[0-9a-f]{64}", etag) else None
 
 
 def bring_repository(name: str, directory: Path, progress: DownloadProgress | None = None) -> Path:
-    """Downloads a model's repository, and returns its folder: configuration and weights of one commit, verified.
+    """Downloads the config and weights in a model's repository, and returns the folder with these files.
 
-    It asks the Hub for the commit of the revision. If the Hub can't be reached, it uses the copy of the last download,
-    or the one in the Hub's own cache.
+    All files are of the same commit, and are verified. If the Hub can't be reached, the folder of an earlier download
+    or of the Hub's own cache is returned.
 
     Args:
-        name: "USER/REPO" or "USER/REPO@REVISION", with or without "hf-hub:" before it.
-        directory: folder for the copies.
-        progress: called while a file arrives.
+        name: "USER/REPO" or "USER/REPO@REVISION", with or without the prefix "hf-hub:".
+        directory: folder for downloads.
+        progress: called repeatedly during a download.
 
     Raises:
-        XCiTError: if there is no such repository, it contains no model, it can't be downloaded, or a file is wrong.
+        XCiTError: if the repository does not exist, contains no model or can't be downloaded, or a file is wrong.
     """
     repository, _, revision = name.removeprefix(PREFIX).partition("@")
     _check_name(name, repository)
@@ -119,7 +135,7 @@ def bring_repository(name: str, directory: Path, progress: DownloadProgress | No
     switch = offline_switch()
     try:
         if switch:
-            raise DownloadError(f"not asked, {switch} is set")
+            raise DownloadError(f"not requested, because {switch} is set")
         return _bring(repository, revision or None, place, reference, progress)
     except DownloadError as error:
         copy = None if error.status else _copy_on_disk(repository, revision or "main", place, reference)
@@ -146,8 +162,8 @@ def _bring(
     repository: str, revision: str | None, place: Path, reference: Path, progress: DownloadProgress | None
 ) -> Path:
     required, weights, optional, first = _form_of(repository, revision)
-    if first.commit is None:  # without the commit, an outdated copy can't be recognised
-        raise DownloadError(f"{first.url}: the answer does not say which commit it is of", status=200)
+    if first.commit is None:  # the commit is needed to recognise an outdated copy
+        raise DownloadError(f"{first.url}: the answer does not state the commit", status=200)
     folder = place / first.commit
     download(first.url, folder / required, sha256=first.sha256, headers=first.headers)
     for names, is_needed in ((weights, True), (optional, False)):
@@ -173,7 +189,7 @@ def _bring(
 
 
 def _form_of(repository: str, revision: str | None) -> tuple[str, tuple[str, ...], tuple[str, ...], HubFile]:
-    """Returns which form of folder a repository has, and its required file."""
+    """Returns the entry of `_FORMS` that fits a repository, and its required file on the Hub."""
     for number, (required, weights, optional) in enumerate(_FORMS, start=1):
         try:
             return required, weights, optional, find_on_hub(repository, required, revision=revision)
@@ -200,7 +216,7 @@ def _copy_on_disk(repository: str, revision: str, place: Path, reference: Path) 
 def _explained(error: DownloadError) -> str:
     if error.status in (401, 403, 404):
         return (
-            f"{error}: no such repository or revision, no config.json with weights in it, or a private one, for which "
-            "HF_TOKEN is needed"
+            f"{error}: the repository or revision does not exist, contains no config.json with weights, or is private "
+            "(then set HF_TOKEN)"
         )
-    return f"{error}; give a folder that was downloaded on a connected machine in its place"
+    return f"{error}; instead, give a folder that was downloaded on a machine with a network"

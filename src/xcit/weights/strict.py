@@ -1,4 +1,4 @@
-"""Loads a state into a module strictly: differences are listed, and nothing is loaded partially."""
+"""Loads a state dict into a module strictly: if names or shapes differ, nothing is loaded, and an error lists them."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,21 +9,21 @@ from xcit.errors import XCiTError
 from xcit.weights.plain import tensor_problem, type_problem
 
 _LINES = 9
-"""Number of differing names that an error lists, over all kinds of difference."""
+"""The largest number of differing names in an error message."""
 
 _HEAD = ("head.weight", "head.bias")
 
 
 def check_state(expected: Mapping[str, Sequence[int]], state: Mapping[str, Tensor], what: str) -> None:
-    """Compares the names and shapes of a state with those of a model.
+    """Checks that the names and shapes in a state dict are those of a model.
 
     Args:
-        expected: maps native names to shapes, as the model has them.
-        state: maps native names to the tensors to load. `num_batches_tracked` may be missing, as in old files.
-        what: what the state is, for example the file's path; the error message begins with it.
+        expected: the model's tensor names and shapes.
+        state: the state dict. Its `num_batches_tracked` may be missing, as in old files.
+        what: name of the state dict, for example the path of its file; the error message begins with it.
 
     Raises:
-        XCiTError: if a name or a shape differs; the message lists the differences after its first line.
+        XCiTError: if a name or a shape differs; the message lists the differences.
     """
     missing = {name for name in expected if name not in state and not _is_counter(name)}
     unexpected = {name for name in state if name not in expected}
@@ -34,7 +34,7 @@ def check_state(expected: Mapping[str, Sequence[int]], state: Mapping[str, Tenso
         (
             "other shape",
             [
-                f"{name} is {_shape(state[name].shape)}, the model's {_shape(expected[name])}"
+                f"{name} is {_shape(state[name].shape)}, the model's is {_shape(expected[name])}"
                 for name in expected
                 if name in reshaped
             ],
@@ -55,15 +55,16 @@ def check_state(expected: Mapping[str, Sequence[int]], state: Mapping[str, Tenso
 
 
 def load_state(module: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
-    """Copies a state into a module, which keeps its device and dtype.
+    """Copies a state dict into a module. The module keeps its device and dtype.
 
     Args:
-        module: the module; the state must have its names and shapes.
-        state: maps native names to tensors. If `num_batches_tracked` is missing, the module keeps its own.
-        what: what the state is, for example the file's path; the error message begins with it.
+        module: the module.
+        state: the state dict, with the names and shapes of the module. If `num_batches_tracked` is missing, the module
+            keeps its own value.
+        what: name of the state dict, for example the path of its file; the error message begins with it.
 
     Raises:
-        XCiTError: if a name, a shape or a kind of number differs; the module is then unchanged.
+        XCiTError: if a name or shape differs, or a tensor can't be used as weights. The module is then unchanged.
     """
     own = module.state_dict()
     check_state({name: tensor.shape for name, tensor in own.items()}, state, what)
@@ -88,19 +89,21 @@ def _shape(shape: Sequence[int]) -> str:
 
 
 def _head_advice(expected: Mapping[str, Sequence[int]], state: Mapping[str, Tensor]) -> list[str]:
-    """Returns advice for the case that only the classifier differs, in its number of classes."""
+    """Returns advice for an error in which only the classifier differs: one line if the numbers of classes differ."""
     wanted = expected[_HEAD[0]][0] if _HEAD[0] in expected else 0
     found = state[_HEAD[0]].shape[0] if _HEAD[0] in state and state[_HEAD[0]].ndim else 0
     if wanted == found:
         return []
     if not wanted:
-        return [f"The file has a classifier of {found} classes, the model none: pass num_classes={found} to load it."]
+        return [
+            f"The file has a classifier of {found} classes, the model has none: pass num_classes={found} to load it."
+        ]
     if not found:
         return [
-            f"The file has no classifier, the model one of {wanted} classes: pass num_classes=0 to load the backbone, "
-            f"then call reset_classifier({wanted}) for a new one."
+            f"The file has no classifier, the model has one of {wanted} classes: pass num_classes=0 to load the "
+            f"backbone, then call reset_classifier({wanted}) for a new classifier."
         ]
     return [
-        f"The file has {found} classes, the model {wanted}: pass num_classes={found} to get the file's classifier; "
-        f"for a new one, load that first and then call reset_classifier({wanted})."
+        f"The file has {found} classes, the model has {wanted}: pass num_classes={found} to load the file's "
+        f"classifier; then call reset_classifier({wanted}) if you want a new classifier."
     ]

@@ -1,9 +1,10 @@
-"""Finds the weights in a file: their key, the prefix of their names, and the other tensors beside them.
+"""Finds the sets of weights in a file, and selects one of them.
 
-Programs that save a model add something around it. A training loop adds keys ("state_dict", "model_ema"), Lightning and
-wrapping modules add prefixes ("model.", "module."), averaging adds a counter, and robustness code adds its
-normalisation. Each set of weights in a file has a label made of these parts, such as "state_dict.model". A key chooses
-a set by its label.
+Programs that save a model add keys, prefixes and tensors. A training loop adds keys ("state_dict", "model_ema").
+Lightning and wrapper modules add prefixes to the tensor names ("model.", "module."). Weight averaging adds a counter,
+and code for adversarial robustness adds mean and standard deviation of the images. Each set of weights in a file has a
+label made of its keys and prefixes, such as "state_dict.model". The user selects a set by its label, or by the
+beginning or end of its label; this is the argument `key`.
 """
 
 import re
@@ -22,15 +23,17 @@ Normalization = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation, with one number per channel."""
 
 _PLAIN = ("state_dict", "model", "model_state_dict", "net", "network", "module", "weights", "params")
-"""Last parts of the labels of trained models, in the order of preference."""
+"""The last parts of the labels of weights that are not averaged, in the order of preference."""
 
 _AVERAGED = ("state_dict_ema", "model_ema", "ema_model", "ema_state_dict", "ema", "averaged_model", "params_ema")
-"""Last parts of the labels of averaged weights, which are taken if there are no others."""
+"""The last parts of the labels of averaged weights, which are only selected if there are no other weights."""
 
-# Wrappers that can be anywhere in a name: torch.compile, FSDP, activation checkpointing. "module." can only be first.
+# The prefixes of wrappers. Those of torch.compile, FSDP and activation checkpointing can be anywhere in a name;
+# "module." can only be at the beginning.
 _WRAPPERS = re.compile(r"(?:^module\.|(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)")
 
-# No other architecture has XCA's temperature. The `backbone.` of a detector or of DINO is not a prefix.
+# The name of XCA's temperature, which no other architecture has. Group 1 is the prefix of a wrapper; the `backbone.` of
+# a detector or of DINO is not part of group 1.
 _XCIT = re.compile(r"((?:.+?\.)??)(?:backbone\.(?:xcit\.)?)?(?:blocks|xca_layers)\.\d+\.(?:attn|xca)\.temperature")
 
 _NORMALIZATION = re.compile(r"((?:.+\.)?)(mean|mu|std|sigma)")
@@ -38,7 +41,7 @@ _NORMALIZATION = re.compile(r"((?:.+\.)?)(mean|mu|std|sigma)")
 _MOST_CHANNELS = 1024
 
 _SHOWN = 6
-"""Number of names that an error shows before it says how many more there are."""
+"""The largest number of names in an error message; further names are only counted."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +49,10 @@ class Found:
     """One set of weights in a file.
 
     Attributes:
-        tensors: the tensors by name, without the prefixes of wrappers.
-        label: the keys and prefixes around them, joined by dots; "" if there are none.
-        beside: names, as in the file, of tensors that do not belong to the model.
-        normalization: the normalisation of images, if the file contains it.
+        tensors: the tensors by their names without prefixes of wrappers.
+        label: the keys and prefixes of this set, joined by dots; "" if there are none.
+        beside: names of tensors in the same state dict that do not belong to this set.
+        normalization: mean and standard deviation of the images; None if the file does not contain them.
     """
 
     tensors: dict[str, Tensor]
@@ -64,7 +67,7 @@ class Found:
 
 
 def split_key(path: str | Path) -> tuple[Path, str | None]:
-    """Splits "last.ckpt#state_dict_ema" into path and key; if a file has this whole name, there is no key."""
+    """Splits "last.ckpt#state_dict_ema" into path and key. If a file with the whole name exists, the key is None."""
     text = str(path)
     name, mark, key = text.rpartition("#")
     if not mark or not name or not key or "/" in key or Path(text).exists():
@@ -73,28 +76,29 @@ def split_key(path: str | Path) -> tuple[Path, str | None]:
 
 
 def unwrap(loaded: object, path: Path, key: str | None) -> Found:
-    """Returns the weights that are meant for use, from the contents of a file.
+    """Selects one set of weights from the content of a file.
 
     Args:
-        loaded: a state, or a mapping with a state under keys at any depth.
+        loaded: a state dict, or a dict that contains state dicts, possibly in nested dicts.
         path: the file, for error messages.
-        key: the label of the wanted weights, or its beginning or end. None prefers the trained model to its average,
-            and DINO's teacher to the student.
+        key: the label of the weights to select, or the beginning or end of the label. None selects the weights that
+            are meant for inference: DINO's teacher rather than the student, and the model itself rather than its
+            average.
 
     Raises:
-        XCiTError: if there are no weights, or several sets and it is not clear which one is meant.
+        XCiTError: if there are no weights, or if there are several sets and none of them is preferred.
     """
     if not isinstance(loaded, dict):
-        raise XCiTError(f"{path} holds a {type(loaded).__name__.lstrip('_')}, not named tensors")
+        raise XCiTError(f"{path} contains a {type(loaded).__name__.lstrip('_')}, not named tensors")
     states = list(_states(loaded))
     if max((len(state) for _, state in states), default=0) > MOST_TENSORS:
-        raise XCiTError(f"{path} holds a state of more than {MOST_TENSORS:,} tensors, which is no XCiT's")
+        raise XCiTError(f"{path} contains a state dict of more than {MOST_TENSORS:,} tensors, too many for an XCiT")
     found = [each for where, state in states for each in _sets(state, where, path)]
     if key is not None:
         chosen = [each for each in found if _is_meant(each.label, key)]
         chosen = chosen or [Found(state, where) for where, state in states if where == key]
         if not chosen and any(where == "" for where, _ in states) and not _labels(found):
-            raise XCiTError(f"{path} holds one set of weights, under no key, and so none under {key!r}")
+            raise XCiTError(f"{path} contains one set of weights, which has no key: leave the key {key!r} out")
         if not chosen:
             there = f"; weights are under: {', '.join(_labels(found))}" if found else ""
             raise XCiTError(
@@ -103,7 +107,7 @@ def unwrap(loaded: object, path: Path, key: str | None) -> Found:
         return chosen[0] if len(chosen) == 1 else _preferred(chosen, path)
     if found:
         return found[0] if len(found) == 1 else _preferred(found, path)
-    # There is no XCiT in the file. The caller reports the contents of the file instead.
+    # There is no XCiT in the file. The caller raises an error that lists the tensors, so some tensors are returned.
     for wanted in ("teacher", *_PLAIN, *_AVERAGED, ""):
         for where, state in states:
             if where == wanted:
@@ -115,7 +119,7 @@ def unwrap(loaded: object, path: Path, key: str | None) -> Found:
 
 
 def _states(loaded: Mapping[Any, Any], where: str = "", depth: int = 3) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Yields all mappings that hold named tensors, with the keys that lead to them."""
+    """Yields each state dict in nested dicts as (keys joined by dots, state dict); `depth` limits the nesting."""
     tensors = {name: value.detach() for name, value in loaded.items() if _is_tensor(name, value)}
     if tensors:
         yield where, tensors
@@ -129,13 +133,19 @@ def _is_tensor(name: object, value: object) -> bool:
 
 
 def _sets(state: Mapping[str, Tensor], where: str, path: Path) -> list[Found]:
-    """Returns the XCiTs in one mapping, separated by the prefixes of their names."""
+    """Returns the sets of weights in one state dict: one for each prefix with an XCiT.
+
+    Args:
+        state: the state dict.
+        where: the keys of the state dict in the file, joined by dots.
+        path: the file, for error messages.
+    """
     tensors = {_WRAPPERS.sub("", name): tensor for name, tensor in state.items()}
     if len(tensors) < len(state):
-        raise XCiTError(f"{path} holds two states in one: some names occur with and without 'module.'")
+        raise XCiTError(f"{path} contains two state dicts in one: some names occur with and without 'module.'")
     prefixes = dict.fromkeys(match[1] for name in tensors if (match := _XCIT.fullmatch(name)))
     normalization, of_images = _normalization(tensors)
-    # The counter of averaged weights is a scalar that belongs to no module.
+    # The counter of averaged weights is a scalar, and its name has no prefix.
     counters = {name for name, tensor in tensors.items() if "." not in name and tensor.ndim == 0}
     found = []
     for prefix in prefixes:
@@ -157,17 +167,17 @@ def _sets(state: Mapping[str, Tensor], where: str, path: Path) -> list[Found]:
 
 
 def _normalization(tensors: Mapping[str, Tensor]) -> tuple[Normalization | None, set[str]]:
-    """Returns mean and standard deviation of the images, if they are among the tensors, and the names of both."""
+    """Returns mean and standard deviation of the images (None if they are not in the file), and their tensor names."""
     by_place: dict[str, dict[str, str]] = {}
     for name in tensors:
         if match := _NORMALIZATION.fullmatch(name):
             by_place.setdefault(match[1], {})["mean" if match[2] in ("mean", "mu") else "std"] = name
     for names in by_place.values():
-        # There is one number per channel. Larger tensors with these names are something else.
+        # Mean and standard deviation have one number per channel. Larger tensors with these names are other tensors.
         if len(names) == 2 and all(_is_short(tensors[name]) for name in names.values()):
             mean, std = (tensors[names[which]].flatten() for which in ("mean", "std"))
             if len(mean) == len(std) > 0 and bool((std > 0).all()):
-                # The shortest decimals that give the same float32: 0.4914, not 0.49140000343.
+                # Each float32 becomes the shortest decimal number that rounds to it: 0.4914, not 0.49140000343.
                 means, stds = (tuple(float(str(value)) for value in each.float().numpy()) for each in (mean, std))
                 return (means, stds), set(names.values())
     return None, set()
@@ -186,15 +196,15 @@ def _preferred(found: list[Found], path: Path) -> Found:
     order: tuple[str, ...] = ("", *_PLAIN, *_AVERAGED)
     if {"teacher", "student"} <= labels:  # DINO's result is the teacher
         order = ("teacher", *order)
-    # A key at the top level is preferred to one at a deeper level.
+    # Among labels with the same last part, the label with the fewest parts is preferred.
     known = [each for each in found if each.last in order]
     if not known:
         raise XCiTError(
-            f"{path} holds several sets of weights: choose one with key (--key) {' or '.join(_labels(found))}"
+            f"{path} contains several sets of weights: choose one with key (--key) {' or '.join(_labels(found))}"
         )
 
     def rank(each: Found) -> tuple[int, int]:
-        # If a file has both, weights under a usual key are preferred to those without a key.
+        # Weights without a key come after weights under one of `_PLAIN`.
         return (order.index(each.last) if each.label else len(_PLAIN) + 1, each.label.count("."))
 
     return min(known, key=rank)

@@ -1,4 +1,4 @@
-"""From names to built models with weights."""
+"""Finds published models by name, and builds models with weights from names and files."""
 
 from xcit.zoo.architectures import ARCHITECTURES
 from xcit.zoo.checkpoints import CHECKPOINTS

@@ -1,7 +1,8 @@
-"""Reads and writes low-rank adapters (LoRA) as folders in PEFT's form; reading merges an adapter into its base model.
+"""Reads and writes low-rank adapters (LoRA) as folders in PEFT's format, and merges them into their base model.
 
-The metadata of the adapter's file also describe the tuned model, and contain the digest of the base weights that the
-adapter was trained on: with other weights its outputs would be wrong, without any error.
+The metadata of the adapter's weights file also contain a description of the tuned model, and the digest of the base
+weights on which the adapter was trained. The digest is checked, because with other base weights the outputs would be
+wrong without any error.
 """
 
 import json
@@ -27,12 +28,12 @@ from xcit.zoo.statement import Statement, model_metadata, read_metadata
 from xcit.zoo.stored import describe, empty_model
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-"""PEFT's names of the two files."""
+"""PEFT's names of the two files in an adapter's folder."""
 
 _BASE_DIGEST = "base_digest"
 
 _PREFIX = "base_model.model."
-"""The prefix that PEFT adds to each weight's name."""
+"""The prefix that PEFT adds to the name of each tensor."""
 
 
 @contextmanager
@@ -49,13 +50,13 @@ def is_adapter(path: str | os.PathLike[str]) -> bool:
 
 
 def write_adapter(model: nn.Module, folder: Path, *, config: Any, info: Any, base: str) -> None:
-    """Writes the adapters and the head of a model, each file completely or not at all.
+    """Writes the adapters and the head of a model to a folder. Each file is written completely or not at all.
 
     Args:
         model: a model into which PEFT has inserted adapters.
-        folder: folder to write into; it is created if necessary, and files of an earlier adapter are replaced.
-        config: the model's shape.
-        info: its class names and preprocessing.
+        folder: the folder; it is created if necessary, and the files of an earlier adapter are replaced.
+        config: the config (shape) of the model.
+        info: the class names and preprocessing of the model.
         base: the name, path or repository of the weights that the adapter was trained on.
 
     Raises:
@@ -86,23 +87,23 @@ def _as_json(settings: Any) -> str:
 
 
 def _digest_of_base(model: nn.Module) -> str:
-    """Returns the digest of the weights that an adapter does not change: all except the head's."""
+    """Returns the digest of the weights that an adapter's training does not change: all weights except the head."""
     state = {name.replace(".base_layer.", "."): tensor for name, tensor in model.state_dict().items()}
     kept = {name: tensor for name, tensor in state.items() if ".lora_" not in name and not name.startswith("head.")}
-    # No output depends on this counter of batch norms, and some training loops increase it.
+    # The counters of batch norms are left out: some training loops increase them, but no output depends on them.
     return digest({name: tensor for name, tensor in kept.items() if not name.endswith("num_batches_tracked")})
 
 
 def read_adapter(folder: Path, read: Callable[[str], StoredWeights]) -> StoredWeights:
-    """Returns the weights of an adapter's base model with the adapter merged into them.
+    """Reads an adapter and its base weights, and returns the merged weights.
 
     Args:
         folder: a folder that `write_adapter` or PEFT's `save_pretrained` wrote.
-        read: returns the weights for a name, path or repository.
+        read: reads the base weights, from a published name, a path or a repository of the Hub.
 
     Raises:
-        XCiTError: if PEFT is missing, the folder is damaged or contains no adapter for an XCiT, or the base weights
-            can't be loaded or are not those that the adapter was trained on.
+        XCiTError: if PEFT is not installed, the folder is damaged or contains no adapter for an XCiT, or the base
+            weights can't be loaded or are not the weights on which the adapter was trained.
     """
     need_packages("an adapter", "peft")
     with quiet_peft():
@@ -114,12 +115,12 @@ def read_adapter(folder: Path, read: Callable[[str], StoredWeights]) -> StoredWe
         with safe_open(path, framework="pt") as file:
             metadata, shapes = file.metadata() or {}, {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
-        raise XCiTError(f"{folder} has a {CONFIG} and no {WEIGHTS}") from None
+        raise XCiTError(f"{folder} has a {CONFIG} but no {WEIGHTS}") from None
     except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
-        raise XCiTError(f"{folder}: no adapter of PEFT, or damaged: {brief(error)}") from None
+        raise XCiTError(f"{folder}: not an adapter of PEFT, or damaged: {brief(error)}") from None
     base = settings.base_model_name_or_path
     if not base:
-        raise XCiTError(f"{folder / CONFIG} does not say which model it adapts: set base_model_name_or_path to it")
+        raise XCiTError(f"{folder / CONFIG} does not state the base model: set base_model_name_or_path to it")
     try:
         stored = read(base)
     except XCiTError as error:
@@ -133,7 +134,9 @@ def read_adapter(folder: Path, read: Callable[[str], StoredWeights]) -> StoredWe
     }
     load_state(model, kept | head | own_head, str(stored.path))
     if metadata.get(_BASE_DIGEST, found := _digest_of_base(model)) != found:
-        raise XCiTError(f"{folder}: learned on other weights than {base} has now: get those, or train anew")
+        raise XCiTError(
+            f"{folder}: was trained on other weights than {base} has now: use the earlier weights, or train again"
+        )
     try:
         with quiet_peft():
             adapted: Any = PeftModel.from_pretrained(model, str(folder))
@@ -145,9 +148,10 @@ def read_adapter(folder: Path, read: Callable[[str], StoredWeights]) -> StoredWe
 
 
 def _described(stored: StoredWeights, shapes: dict[str, list[int]]) -> Statement:
-    """Describes the model of an adapter that PEFT itself wrote: the base model, with the head of the adapter (if any).
+    """Describes the model of an adapter that PEFT itself wrote. Such an adapter has no metadata of this package.
 
-    If the adapter's head has another number of classes, the base model's class names are dropped.
+    The description is that of the base model. If the adapter contains a head with another number of classes, the
+    number of classes is that of the adapter, and there are no class names.
     """
     stated = describe(stored)
     CLASSIFIER.require(empty_model(stated.config), str(stored.path))

@@ -1,4 +1,4 @@
-"""The table of architectures: the 14 published ones, those of robust models, and small ones of this project."""
+"""The table of architectures: the 14 published ones, those of the robust models, and a small one of this project."""
 
 from dataclasses import replace
 
@@ -11,8 +11,8 @@ def _published(embed_dim: int, num_heads: int, depth: int, patch_size: int) -> X
         embed_dim=embed_dim,
         num_heads=num_heads,
         depth=depth,
-        # Deep models need small first values of the residual scales (paper, section 4). In nano models, the second norm
-        # of the class attention blocks covers only the class token.
+        # Deep models need small initial values of LayerScale (paper, section 4). In nano models, the second norm of a
+        # class attention block is applied only to the class token.
         layer_scale=1.0 if depth == 12 else 1e-5,
         tokens_norm=embed_dim != 128,
     )
@@ -39,16 +39,17 @@ PUBLISHED_ARCHITECTURES: dict[str, XCiTConfig] = {
 ARCHITECTURES: dict[str, XCiTConfig] = {
     **PUBLISHED_ARCHITECTURES,
     **{f"{size}-12-p16": _published(*_WIDTH_AND_HEADS[size], 12, 16) for size in ("medium", "large")},
-    # For CIFAR: the stem of models for patches of 16, so that it takes their weights, with strides for patches of 4.
+    # For CIFAR: the stem has the convolutions of a stem for patches of 16, so that weights for patches of 16 can be
+    # loaded, but its strides give patches of 4.
     **{
         f"{size}-12-p4": replace(_published(*_WIDTH_AND_HEADS[size], 12, 16), stem_strides=(1, 1, 2, 2))
         for size in ("small", "medium", "large")
     },
-    # Our own architecture, for grey images of about 28 pixels.
+    # Our own architecture, for greyscale images of about 28 x 28 pixels.
     "pico-6-p4": XCiTConfig(patch_size=4, embed_dim=64, num_heads=4, depth=6, in_channels=1, num_classes=10),
 }
 
 
 def backbone_of(architecture: XCiTConfig) -> XCiTConfig:
-    """Returns the part of an architecture that computes patch tokens, without class attention and classifier."""
+    """Returns an architecture's config without class attention and classifier, so that it computes patch tokens."""
     return replace(architecture, cls_depth=0, num_classes=0, global_pool="none")

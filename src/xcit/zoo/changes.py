@@ -1,4 +1,4 @@
-"""Changes of a named model that a person can request: channels, pooling, stochastic depth or stem strides."""
+"""Changes of a model's shape that a user can request: channels, pooling, stochastic depth and stem strides."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,13 +17,13 @@ _STEM = "stem.0.conv.weight"
 
 @dataclass(frozen=True, kw_only=True)
 class Changes:
-    """The requested changes; None keeps the value of the name or file.
+    """The requested changes; a field that is None changes nothing.
 
     Attributes:
-        in_channels: channels of the images; weights for another number are summed or repeated, as in timm.
-        global_pool: "cls", "avg" or "none", or timm's "token" and "".
+        in_channels: number of channels of the images; the weights are adapted to it (see `with_channels`).
+        global_pool: "cls", "avg" or "none", or timm's names "token" and "".
         drop_path_rate: rate of stochastic depth, the same in all XCA blocks.
-        stem_strides: see `XCiTConfig`.
+        stem_strides: strides of the stem's convolutions (see `XCiTConfig`).
     """
 
     in_channels: int | None = None
@@ -32,10 +32,10 @@ class Changes:
     stem_strides: Sequence[int] | None = None
 
     def of(self, config: Any) -> Any:
-        """Returns the changed config of a model of any kind.
+        """Returns a changed copy of a config, which may be of any kind of model.
 
         Raises:
-            XCiTError: if a value is impossible, or the kind has no pooling that could change.
+            XCiTError: if a value is impossible, or `global_pool` is set for a segmenter or detector.
         """
         kind = kind_of_config(config)
         backbone: dict[str, Any] = {}
@@ -57,7 +57,10 @@ class Changes:
         return replace(config, backbone=replace(kind.backbone(config), **backbone), **own) if backbone else config
 
     def of_info(self, info: Any, config: XCiTConfig) -> Any:
-        """Returns the info of the changed model, whose XCiT has this config; with a changed mean, `assumed` is true."""
+        """Returns the info of the changed model; `config` is the changed config of its XCiT.
+
+        If the number of channels changes, the mean and standard deviation are adapted, and `assumed` is set to True.
+        """
         spec = getattr(info, "preprocessing", None)
         if spec is None or len(spec.mean) == config.in_channels or self.in_channels is None:
             return info
@@ -68,14 +71,15 @@ UNCHANGED = Changes()
 
 
 def with_strides(strides: tuple[int, ...]) -> dict[str, Any]:
-    """Returns the fields of an `XCiTConfig` that these strides determine."""
+    """Returns the fields of an `XCiTConfig` for these stem strides: `patch_size` and `stem_strides`."""
     return {"patch_size": 2 ** len(strides), "stem_strides": strides}
 
 
 def with_channels(state: Mapping[str, Tensor], in_channels: int) -> Mapping[str, Tensor]:
-    """Adapts a state's first convolution to a number of channels: weights are summed for one, else repeated and scaled.
+    """Adapts the first convolution in a state dict to images with another number of channels, as timm does.
 
-    As in timm, an image with equal channels then gives the same result as a grey one.
+    For one channel, the weights are summed over the channels. For other numbers, the weights are repeated over the
+    channels and multiplied by (old number / new number), so that the outputs keep their scale.
     """
     name = next((name for name in state if name == _STEM or name.endswith(f".{_STEM}")), None)
     if name is None or state[name].ndim != 4 or state[name].shape[1] == in_channels:
@@ -90,7 +94,7 @@ def with_channels(state: Mapping[str, Tensor], in_channels: int) -> Mapping[str,
 
 
 def _normalization(spec: Any, in_channels: int) -> dict[str, Any]:
-    """Returns mean and std for another number of channels: their average for one, else repeated like the weights."""
+    """Returns `mean` and `std` for another number of channels: averaged for one channel, else repeated."""
 
     def fitted(values: tuple[float, ...]) -> tuple[float, ...]:
         if in_channels == 1:

@@ -1,4 +1,4 @@
-"""The 42 published classifiers, the 4 published DINO backbones, the robust classifiers, and the packaged model."""
+"""The records of 42 published classifiers, 4 published DINO backbones, the robust models and the packaged model."""
 
 from dataclasses import replace
 
@@ -8,8 +8,8 @@ from xcit.zoo.architectures import ARCHITECTURES
 from xcit.zoo.records import Accuracy, Checkpoint
 from xcit.zoo.robust import ROBUST
 
-# Columns that can't be derived: architecture, image size, distilled; top-1 and top-5 measured by mmpretrain; top-1
-# measured by the authors; date, and first eight hex digits of the SHA-256, in the name of mmpretrain's file.
+# Columns: architecture, image size, distilled; top-1 and top-5 measured by mmpretrain; top-1 measured by the authors;
+# the date and the first eight hex digits of the SHA-256 in the name of mmpretrain's file.
 # fmt: off
 _PUBLISHED: tuple[tuple[str, int, bool, float, float, float, str, str], ...] = (
     ("nano-12-p16", 224, False, 70.35, 89.98, 69.9, "20230213", "ed776c38"),
@@ -75,7 +75,8 @@ def _published(
     timm = f"{base}_{image_size}.fb{'_dist' if distilled else ''}_in1k"
     aliases = [official, timm, f"timm/{timm}"]
     if image_size == 224 and not distilled:
-        # A bare name means the plain model, also with the underscores of the official hub.
+        # A name without image size and "dist" means the model for 224 pixels without distillation. The official hub
+        # writes it with underscores.
         aliases += [f"xcit-{architecture}", base]
     if image_size == 384:
         aliases.append(f"{base}_384")  # timm's name without its tag
@@ -125,7 +126,7 @@ def _dino(architecture: str, top1_knn: float, top1_linear: float) -> Checkpoint:
     file = f"{by_dino}_pretrain"
     return Checkpoint(
         name=name,
-        # The name in DINO's own hub, the bare name, and the names of the two published files.
+        # The name in DINO's own hub, the name without data set, and the names of the two published files.
         aliases=(by_dino, f"dino_xcit-{architecture}", by_xcit, file),
         task="image-features",
         architecture=architecture,
@@ -163,10 +164,10 @@ PACKAGED = Checkpoint(
     accuracies=(Accuracy(measured_by="xcit", top1=92.33, top5=99.90),),
     packaged="xcit-pico-fashion-mnist.safetensors",
 )
-"""The model in this package, which was trained by this package on ten kinds of garment."""
+"""The model that is part of this package. This package trained it on images of ten types of garment."""
 
 CHECKPOINTS: dict[str, Checkpoint] = {
     record.name: record
     for record in (*(_published(*row) for row in _PUBLISHED), *(_dino(*row) for row in _DINO), *ROBUST, PACKAGED)
 }
-"""Every checkpoint, by name."""
+"""The records of all classifiers and backbones, by name."""

@@ -1,4 +1,4 @@
-"""Writes a checkpoint in another format, with identical values, or as a folder to share."""
+"""Writes a checkpoint in another format with identical values, or as a folder for the Hugging Face Hub."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,7 +21,7 @@ from xcit.zoo.statement import METADATA_KEY, model_metadata
 from xcit.zoo.stored import read_weights
 
 FOLDER = "timm-hub"
-"""The format that is a folder, in the form of timm and transformers if these have such a model."""
+"""The format that is a folder for the Hub (see `write_folder`), readable by timm if timm has such a model."""
 
 _PICKLED = (".pth", ".pt", ".bin")
 
@@ -37,15 +37,19 @@ _WRAP: dict[str, Callable[[dict[str, Tensor]], dict[str, object]]] = {
     "mmpretrain": _openmmlab,
     "dino": dict,
 }
-"""Wraps a state as each format's own pickles do; whole detectors and segmenters use OpenMMLab's wrapper."""
+"""Maps each format to a function, which wraps a state dict in the keys that are usual in pickled files of the format.
+
+Whole detectors and segmenters use the keys of OpenMMLab.
+"""
 
 
 def targets() -> tuple[str, ...]:
     """Returns the formats that can be written.
 
-    "dino" is a published DINO backbone: official names, no classifier, no wrapper. The formats after it hold whole
-    published models of a kind ("mmseg" segmenters, "mmdet" detectors). "xcit" also contains whole segmenters and
-    detectors; every other format contains only their XCiT. The last one is a folder, see `write_folder`.
+    "dino" is the format of the published DINO backbones: official tensor names, no classifier, no keys around the state
+    dict. "mmseg" is for whole segmenters, and "mmdet" for whole detectors. "xcit" and "timm-hub" are for all models. In
+    every other format, only the XCiT of a segmenter or detector is written. "timm-hub" writes a folder (see
+    `write_folder`); all other formats write a file.
     """
     return (*FORMATS, "dino", *(kind.published_format for kind in KINDS.values() if kind.published_format), FOLDER)
 
@@ -60,32 +64,33 @@ def convert(
     licence: str = "",
     report: str | Path | None = None,
 ) -> StoredWeights:
-    """Reads a checkpoint of any format and writes it in another.
+    """Reads a checkpoint in any format and writes it in another format. The source is never overwritten.
 
     Args:
-        source: the checkpoint: a file, a model's folder, an adapter's folder, which is merged, or a repository of the
-            Hub ("hf-hub:USER/REPO").
+        source: the checkpoint: a file, the folder of a model, the folder of an adapter (which is merged into its base
+            model), or a repository of the Hub ("hf-hub:USER/REPO").
         destination: the new file. Its suffix decides the file type: .safetensors, or torch's own .pth, .pt or .bin,
-            which can't hold the metadata of a safetensors file. For "timm-hub" it is a new folder.
+            which can't contain metadata. For "timm-hub", it is a new folder.
         to: format of the new file, one of `targets()`.
-        key: which weights to take if the file has several sets, see `read_checkpoint`.
-        overwrite: replace the destination if it exists.
-        licence: for "timm-hub": licence of the weights, if they are not published ones.
-        report: for "timm-hub": a report.json of `xcit test`, whose figures are written to the model card.
+        key: the key of the weights to read if the file contains several sets of weights, see `read_checkpoint`.
+        overwrite: whether to replace the destination if it exists.
+        licence: for "timm-hub" only: licence of the weights; "" means the published licence if the weights were
+            published.
+        report: for "timm-hub" only: a report.json of `xcit test`; its figures are written to the model card.
 
     Returns:
-        The weights that were read. Its `set_aside` names the tensors that the new file does not contain.
+        The weights that were read. Their `set_aside` contains the names of tensors that are not in the new file.
 
     Raises:
-        XCiTError: if the source can't be read, or the format can't hold it, if the destination can't be written, or if
-            it exists and `overwrite` is false. The source is never overwritten.
+        XCiTError: if the source can't be read, the format can't contain the model, the destination can't be written, or
+            the destination exists and `overwrite` is False.
     """
-    # A source of one of these kinds is not a file, so the destination can't be the same file.
+    # A URL and an adapter's folder are not files, so the destination can't be the same file.
     is_file, destination = not (is_url(str(source)) or is_adapter(source)), Path(destination)
     if to not in targets():
         raise XCiTError(f"unknown format {to!r}: choose one of {', '.join(targets())}")
     if to != FOLDER and (licence or report):
-        raise XCiTError(f"a licence and a report are for the card of a folder: --to {FOLDER}, not {to}")
+        raise XCiTError(f"a licence and a report are only for the model card of --to {FOLDER}, not for {to}")
     if to != FOLDER and destination.suffix not in (".safetensors", *_PICKLED):
         raise XCiTError(f"{destination} must end in .safetensors or one of {', '.join(_PICKLED)}")
     stored = read_weights(source, key=key) if is_file else read_source(f"{source}#{key}" if key else str(source), None)
@@ -94,16 +99,16 @@ def convert(
             stored, destination, licence=licence, report=None if report is None else Path(report), overwrite=overwrite
         )
     if to == "dino" and any(name.startswith("head.") for name in stored.state):
-        raise XCiTError(f"{source} has a classifier, for which DINO's format has no place: choose another format")
+        raise XCiTError(f"{source} has a classifier, but DINO's format contains none: choose another format")
     if destination.exists():
         if is_file and destination.samefile(source):
-            raise XCiTError(f"{destination} is the file to convert itself: choose another destination")
+            raise XCiTError(f"{destination} is the source file: choose another destination")
         if not overwrite:
-            raise XCiTError(f"{destination} exists: choose another destination, or ask to overwrite it")
+            raise XCiTError(f"{destination} already exists: choose another destination, or set overwrite")
     kind = next((kind for kind in KINDS.values() if to and kind.published_format == to), None)
     if kind is not None:
         if stored.head is None or stored.head not in kind.heads:
-            raise XCiTError(f"{source} is no {kind.name}, which {to} is the format of: choose another format")
+            raise XCiTError(f"{source} is no {kind.name}, but {to} is a format for {kind.name}s: choose another format")
         state = dense_from_native(stored.dense, kind.heads[stored.head])
     elif to == "xcit" and stored.head is not None:
         state = stored.dense
@@ -117,10 +122,10 @@ def convert(
 
 
 def _metadata(stored: StoredWeights, *, is_whole: bool) -> dict[str, str]:
-    """Returns the file's metadata.
+    """Returns the metadata for the new file.
 
-    For a published file without our metadata, the record's information is added, because the name of the new file
-    does not identify the model.
+    A published file without this package's metadata may be recognised by its name. The new file has another name, so a
+    description of the model is added to its metadata.
     """
     record = known_record(stored) if is_whole and METADATA_KEY not in stored.metadata else None
     return stored.metadata if record is None else stored.metadata | model_metadata(record.model, record.info())

@@ -1,4 +1,4 @@
-"""The records of the 8 published detectors for COCO."""
+"""The records (see `zoo/records.py`) of the 8 published detectors for COCO."""
 
 from xcit.models import XCiTConfig
 from xcit.models.detection.config import MaskRCNNConfig
@@ -22,11 +22,11 @@ DETECTOR_ARCHITECTURES = tuple(architecture for architecture, _, _ in _PUBLISHED
 """The architectures whose detectors were published."""
 
 EITHER_PATCH = "mask-rcnn_xcit-medium-24-p16_3x_coco"
-"""The model whose published config has patches of 8, while its name says 16; the weights decide."""
+"""The model with patches of 16 in its name but patches of 8 in its published config; the weights determine the size."""
 
 
 def detector_config(architecture: XCiTConfig, num_classes: int = 80) -> MaskRCNNConfig:
-    """Returns the config of the published Mask R-CNN on an architecture."""
+    """Returns the config of a Mask R-CNN as published, with this architecture as its backbone."""
     return MaskRCNNConfig(backbone=backbone_of(architecture), num_classes=num_classes)
 
 
@@ -40,7 +40,7 @@ def _record(architecture: str, box_ap: float, mask_ap: float) -> DetectorRecord:
     file = f"maskrcnn_xcit_{with_underscores}"
     return DetectorRecord(
         name=name,
-        # The names of the authors' config and of their file, and the name without schedule and data.
+        # The name of the authors' config, the name of their file, and the name without schedule and data set.
         aliases=(f"mask_rcnn_xcit_{with_underscores}_3x_coco", file, f"mask-rcnn_xcit-{architecture}"),
         architecture=architecture,
         model=detector_config(ARCHITECTURES[architecture]),
@@ -57,4 +57,4 @@ def _record(architecture: str, box_ap: float, mask_ap: float) -> DetectorRecord:
 
 
 DETECTORS: dict[str, DetectorRecord] = {record.name: record for record in (_record(*row) for row in _PUBLISHED)}
-"""Every published detector, by name."""
+"""The records of all published detectors, by name."""

@@ -1,7 +1,8 @@
-"""Reads and writes models as folders in the Hub's form: `config.json`, weights, a model card and a manifest.
+"""Reads and writes models as folders for the Hugging Face Hub: `config.json`, weights, a model card and a manifest.
 
-If timm has such a model, `config.json` has timm's form, and timm and transformers can load the folder too. For any
-other model it contains the task, the shape, the class names and the preprocessing, and only this package reads it.
+If timm has such a model, `config.json` has timm's format, so timm and transformers can load the folder too. For any
+other model, `config.json` contains the task, shape, class names and preprocessing, and only this package can load the
+folder.
 """
 
 import hashlib
@@ -28,7 +29,7 @@ from xcit.zoo.statement import Statement, model_metadata, read_statement, statem
 from xcit.zoo.timm_hub import is_timm_config, read_timm_config
 
 CONFIG, WEIGHTS, CARD, MANIFEST = "config.json", "model.safetensors", "README.md", "manifest.json"
-"""The files of a folder, in the order of writing; the manifest is last, because it contains digests of the others."""
+"""The files of a folder. The manifest is written last, because it contains digests of the config and the weights."""
 
 _PICKLED = "pytorch_model.bin"
 
@@ -38,13 +39,13 @@ LIBRARY = "xcit"
 
 @dataclass(frozen=True, kw_only=True)
 class Shared:
-    """The content of a folder besides the weights.
+    """The content of a folder, except the weights.
 
     Attributes:
-        config: the model's shape.
+        config: the config (shape) of the model.
         info: class names and preprocessing; None if they are not known.
         licence: licence of the weights; "" if it is not known.
-        sources: where the weights come from: locations and digests.
+        sources: the published sources of the weights: dicts with their location, file name and SHA-256.
         card: the text of the model card.
     """
 
@@ -56,21 +57,21 @@ class Shared:
 
     @property
     def timm_config(self) -> dict[str, Any] | None:
-        """The `config.json` that timm reads; None if timm has no such model."""
+        """The content of `config.json` in timm's format; None if timm has no such model."""
         return kind_of_config(self.config).timm_config(self.config, self.info)
 
 
 def write_folder(folder: Path, state: Mapping[str, Tensor], shared: Shared, *, overwrite: bool = False) -> None:
-    """Writes a model's folder completely or not at all.
+    """Writes a model's folder. A new folder is written completely or not at all.
 
     Args:
-        folder: a new or empty folder.
-        state: the weights by their native names.
-        shared: the content besides the weights.
-        overwrite: whether to replace the model's files that are already in the folder; other files stay.
+        folder: a new or empty folder; with `overwrite`, any folder.
+        state: the weights under this package's own tensor names.
+        shared: the content of the folder, except the weights.
+        overwrite: whether to replace the files of a model that are already in the folder. Other files stay.
 
     Raises:
-        XCiTError: if the folder is not empty and `overwrite` is not set, or it can't be written.
+        XCiTError: if the folder is not empty and `overwrite` is False, or the folder can't be written.
     """
     content = shared.timm_config
     if content is not None and shared.licence:
@@ -96,7 +97,7 @@ def _put(folder: Path, fill: Callable[[Path], None], overwrite: bool) -> None:
     try:
         with TemporaryDirectory(dir=folder, prefix=".xcit-") as part:
             fill(Path(part))
-            (folder / MANIFEST).unlink(missing_ok=True)  # its digests are those of the earlier files
+            (folder / MANIFEST).unlink(missing_ok=True)  # the old manifest does not fit the new files
             for name in (WEIGHTS, CONFIG, CARD, MANIFEST):
                 (Path(part) / name).replace(folder / name)
     except OSError as error:
@@ -125,15 +126,15 @@ def is_folder(path: str | Path) -> bool:
 
 
 def is_for_timm(folder: Path) -> bool:
-    """Returns whether timm and transformers can load a folder."""
+    """Returns whether the `config.json` of a folder has timm's format, so that timm and transformers can load it."""
     return is_timm_config(_read_json(folder / CONFIG))
 
 
 def read_folder(folder: Path) -> StoredWeights:
-    """Returns the weights in a folder that this package, timm or transformers wrote.
+    """Reads the weights in a folder that this package, timm or transformers wrote.
 
-    `config.json` takes precedence over the metadata in the weights file, because other tools only update the former. If
-    there is a manifest, the digests of both files must match it.
+    The description of the model is read from `config.json`, not from the metadata of the weights file, because other
+    tools only update `config.json`. If there is a manifest, the digests of both files must match it.
 
     Raises:
         XCiTError: if the folder contains no XCiT, or is damaged.
@@ -141,7 +142,7 @@ def read_folder(folder: Path) -> StoredWeights:
     manifest = _checked_manifest(folder)
     weights = next((folder / name for name in (WEIGHTS, _PICKLED) if (folder / name).is_file()), None)
     if weights is None:
-        raise XCiTError(f"{folder} has no weights beside its {CONFIG}: there is no {WEIGHTS} and no {_PICKLED}")
+        raise XCiTError(f"{folder} has a {CONFIG} but no weights: there is no {WEIGHTS} and no {_PICKLED}")
     name = str(manifest.get("name") or "")
     stated = _read_config(folder / CONFIG, name or _name_of(folder))
     stored = read_checkpoint(weights, heads=all_heads())
@@ -149,11 +150,11 @@ def read_folder(folder: Path) -> StoredWeights:
 
 
 def _read_config(path: Path, name: str) -> Statement:
-    content, what = _read_json(path), f"{path}: can't be read as a model's"
+    content, what = _read_json(path), f"{path}: can't be read as the config of a model"
     if content.get("library_name") == LIBRARY:
         return read_statement(content, what)
     if not is_timm_config(content):
-        raise XCiTError(f"{path} is no XCiT's: it was written neither by this package nor by timm or transformers")
+        raise XCiTError(f"{path} is not the config of an XCiT: neither this package nor timm or transformers wrote it")
     config, info = read_timm_config(content, name, what)
     tag = content.get("pretrained_cfg", content).get("tag")
     published = f"{content['architecture']}.{tag}"
@@ -163,7 +164,7 @@ def _read_config(path: Path, name: str) -> Statement:
 
 
 def _name_of(folder: Path) -> str:
-    """Returns a name for a model without one: the folder's name, or the repository's if the folder is in a cache."""
+    """Returns a name for a model: the name of its folder, or of its repository if the folder is in a Hub cache."""
     resolved = folder.resolve()
     parents = [resolved.name, *(parent.name for parent in resolved.parents)]
     return next((part.split("--")[-1] for part in parents[1:4] if "--" in part), parents[0])
@@ -177,11 +178,11 @@ def _checked_manifest(folder: Path) -> dict[str, Any]:
     try:
         digests = {str(name): str(entry["sha256"]) for name, entry in manifest["files"].items()}
     except (KeyError, TypeError, AttributeError):
-        raise XCiTError(f"{path}: it lists no files with their SHA-256") from None
+        raise XCiTError(f"{path}: contains no list of files with their SHA-256") from None
     for name in (CONFIG, WEIGHTS):
         if name in digests and (folder / name).is_file() and _sha256(folder / name) != digests[name]:
             raise XCiTError(
-                f"{folder / name}: damaged, or changed since {MANIFEST} was written: its SHA-256 is another; if it was "
+                f"{folder / name}: damaged or changed: its SHA-256 differs from that in {MANIFEST}; if the file was "
                 f"changed on purpose, remove {MANIFEST}"
             )
     return manifest
@@ -201,9 +202,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise XCiTError(f"{path}: can't be read: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
-        raise XCiTError(f"{path}: no JSON: {error}") from None
+        raise XCiTError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(content, dict):
-        raise XCiTError(f"{path}: no JSON object")
+        raise XCiTError(f"{path}: not a JSON object")
     return content
 
 

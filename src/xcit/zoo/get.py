@@ -1,4 +1,4 @@
-"""The functions that turn names or files into models."""
+"""Builds models from names or files."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -85,34 +85,40 @@ def get_model(
     key: str | None = None,
     progress: DownloadProgress | None = None,
 ) -> "XCiT | Segmenter | MaskRCNN | FeatureMaps":
-    """Builds a model by name, in evaluation mode.
+    """Builds a model from a name or a weights file, in evaluation mode.
 
     Args:
-        model: a name or alias (see `list_models`), an architecture such as "xcit-medium-12-p16", or the path or URL of
-            a weights file, which is then loaded.
-        pretrained: false for random weights, true for the published ones (downloaded once, see `fetch`), or the path or
-            URL of a file with weights for this architecture, in any published format (official, timm, mmpretrain, DINO;
-            for a segmenter or detector the official one).
-        device: where to put the model; None means the CPU.
-        num_classes: if it differs from the weights' number, the model gets a new random head; 0 means no head.
-        in_channels: channels of the images. Weights for another number are summed (for one channel) or repeated and
-            scaled, as in timm. Mean and std change in the same way, and then `model.info.assumed` is true.
-        global_pool: the head's input: "cls" (timm's "token"), "avg", or "none" (timm's "").
+        model: a published name or alias (see `list_models`), an architecture such as "xcit-medium-12-p16", or the path
+            or URL of a weights file. The weights of a file are always loaded.
+        pretrained: for a name: False for random weights, True for the published weights, or the path or URL of a file
+            with weights for this architecture. Published weights are downloaded if they are not yet on this machine.
+            A file may have any published format: official, timm, mmpretrain or DINO; for a segmenter or detector only
+            the official format.
+        device: the device of the model; None means the CPU.
+        num_classes: number of classes. If it differs from that of the weights, the model gets a new random head. 0
+            means no head, and None means the number of the weights or the architecture.
+        in_channels: number of channels of the images; None means the number of the weights or the architecture. For
+            another number, weights and preprocessing are adapted as in timm, and `model.info.assumed` is True.
+        global_pool: the input of the head: "cls" (timm's "token") for the class token, "avg" for the mean of the patch
+            tokens, or "none" (timm's "") for all tokens.
         drop_path_rate: rate of stochastic depth in training.
-        stem_strides: strides of the stem's convolutions, if neither the name nor the file determines them. For example,
-            (1, 1, 2, 2) turns weights for patches of 16 into a model with patches of 4.
-        features_only: return a `FeatureMaps` instead, which returns the maps after some blocks, as in timm.
-        out_indices: the blocks whose maps are returned; an int n means the last n. The default is 3, as in timm.
-        key: which weights to take if the file has several sets: "student" of a DINO checkpoint, "state_dict_ema",
-            the name of a Lightning module's model. It may also follow the path: "last.ckpt#state_dict_ema".
+        stem_strides: strides of the stem's convolutions, if the name or file does not determine them. For example,
+            (1, 1, 2, 2) uses weights for patches of 16 in a model with patches of 4.
+        features_only: whether to return a `FeatureMaps` instead. It returns the feature maps of some blocks, as in
+            timm.
+        out_indices: with `features_only`: the blocks whose maps are returned, or an int n for the last n blocks; None
+            means the last 3, as in timm.
+        key: the key of the weights to load if a file contains several sets of weights: for example "student" of a DINO
+            checkpoint, "state_dict_ema", or the name of the model in a Lightning module. The key may also follow the
+            path: "last.ckpt#state_dict_ema".
         progress: called while weights are downloaded.
 
     Returns:
-        An `XCiT`, or a `Segmenter` or `MaskRCNN` for names and files of segmentation and detection. `model.info` holds
-        class names and preprocessing, if they are known.
+        An `XCiT`, or a `Segmenter` or `MaskRCNN` for names and files of segmentation and detection. `model.info`
+        contains the class names and the preprocessing; it is None if they are not known.
 
     Raises:
-        XCiTError: if the name is unknown, or the weights can't be loaded or do not fit.
+        XCiTError: if the name is unknown, or the weights can't be loaded or do not fit the model.
     """
     changes = Changes(
         in_channels=in_channels, global_pool=global_pool, drop_path_rate=drop_path_rate, stem_strides=stem_strides
@@ -125,7 +131,7 @@ def get_model(
         maps = FeatureMaps(_build_backbone(*found, changes), 3 if out_indices is None else out_indices).eval()
         return _placed(maps, device)
     if out_indices is not None:
-        raise XCiTError("out_indices are the blocks of features_only=True, or of get_backbone(..., pyramid=True)")
+        raise XCiTError("out_indices needs features_only=True, or get_backbone(..., pyramid=True)")
     if is_file(model):
         _one_file(model, pretrained)
         built = load_stored(read_source(os.fspath(model), progress), changes)
@@ -144,12 +150,12 @@ def get_xcit(
     key: str | None = None,
     progress: DownloadProgress | None = None,
 ) -> XCiT:
-    """Builds a classifier or feature backbone by name, in evaluation mode, and refuses every other kind of model.
+    """Builds a classifier or feature backbone from a name or a weights file, in evaluation mode.
 
-    It takes the arguments of `get_model`; those that change the model's shape are combined in `changes`.
+    It has the arguments of `get_model`, but the arguments that change the shape are in `changes`.
 
     Raises:
-        XCiTError: as in `get_model`, and if the model is of another kind.
+        XCiTError: as in `get_model`, and if the model is a segmenter or detector.
     """
     model, pretrained = _with_key(model, pretrained, key)
     if is_file(model):
@@ -198,24 +204,26 @@ def get_backbone(
     key: str | None = None,
     progress: DownloadProgress | None = None,
 ) -> XCiT | XCiTPyramid:
-    """Builds a model that returns only patch tokens: without class token, class attention, final norm and head.
+    """Builds a backbone that computes only patch tokens: without class token, class attention, final norm and head.
 
-    It takes the arguments of `get_model`. The weights may be a classifier's, whose other parts are left out, or those
-    of a detector's or segmenter's backbone. `forward_intermediates` returns feature maps.
+    The weights may be those of a classifier, detector or segmenter; other parts of their model are left out. The
+    method `forward_intermediates` of the backbone returns feature maps.
 
     Args:
         model: see `get_model`.
         pretrained: see `get_model`.
         device: see `get_model`.
-        pyramid: return maps of strides 4, 8, 16 and 32 instead, for the heads of a detector or segmenter. The few
-            layers that resize the maps get the weights of a detector or segmenter; with other weights they are random.
-        out_indices: the four blocks that make the pyramid, see `XCiTPyramid`.
-        changes: changes of the shape: `in_channels`, `drop_path_rate` and `stem_strides` of `get_model`.
+        pyramid: whether to build an `XCiTPyramid` instead. It returns maps of strides 4, 8, 16 and 32 for the head of
+            a detector or segmenter. Its layers that resize the maps are loaded from the weights of a detector or
+            segmenter; with other weights, these layers are random.
+        out_indices: with `pyramid`: the four blocks whose maps are used, see `XCiTPyramid`.
+        changes: changes of the shape; see the arguments `in_channels`, `drop_path_rate` and `stem_strides` of
+            `get_model`.
         key: see `get_model`.
         progress: called while weights are downloaded.
     """
     if out_indices is not None and not pyramid:
-        raise XCiTError("out_indices are the blocks of a pyramid: pass pyramid=True, or call forward_intermediates")
+        raise XCiTError("out_indices needs pyramid=True; without a pyramid, call forward_intermediates")
     model, pretrained = _with_key(model, pretrained, key)
     config, stored = _backbone(model, pretrained, changes, progress)
     built = (
@@ -230,7 +238,7 @@ def _backbone(
     changes: Changes,
     progress: DownloadProgress | None,
 ) -> tuple[XCiTConfig, StoredWeights | None]:
-    """Returns a backbone's shape before the changes, and its weights if they were requested."""
+    """Returns the config of a backbone, without `changes`, and its weights (None for random weights)."""
     stored: StoredWeights | None = None
     if is_file(model):
         _one_file(model, pretrained)
@@ -273,7 +281,7 @@ def _build_pyramid(
     channels = config.in_channels
     own = {name.removeprefix("backbone."): tensor for name, tensor in stored.dense.items()}
     own = {name: tensor for name, tensor in own.items() if name.startswith(("xcit.", "pyramid."))}
-    # For patches of another size the maps are resized by other layers, which the weights do not have.
+    # Other strides give another patch size. Then other layers resize the maps, and the weights do not contain them.
     if stored.dense and changes.stem_strides is None:
         load_state(built, with_channels(own, channels), str(stored.path))
     else:
@@ -294,7 +302,7 @@ def _from_name(
     changes: Changes,
     progress: DownloadProgress | None,
 ) -> Any:
-    """Builds the model of a record, or of an architecture without a record."""
+    """Builds a published model, or an architecture for which no weights were published; `find` returns the record."""
     if not is_known(name) and (config := find_shape(name)) is not None:
         if pretrained is True:
             raise _not_published(name)
@@ -312,7 +320,7 @@ def _build(
     changes: Changes,
     progress: DownloadProgress | None,
 ) -> Any:
-    """Builds the model of a record or shape, with random weights or with those of a file."""
+    """Builds the model of a record or config, with random weights or with the weights of a file."""
     record = None if isinstance(what, XCiTConfig) else what
     config = what.model if isinstance(what, Record) else what
     if isinstance(pretrained, bool):
@@ -327,7 +335,10 @@ def _build(
 
 
 def _info_for(record: Record, stored: StoredWeights) -> Any:
-    """Returns the record's info for a file without metadata; it is assumed, unless the file is the record's own."""
+    """Returns the record's info for a file without metadata.
+
+    `assumed` is set to True unless the file is known to contain the published weights of this record.
+    """
     info = record_info(record)
     if known_record(stored) is record or not hasattr(info, "assumed"):
         return info
@@ -339,18 +350,18 @@ def _info_for(record: Record, stored: StoredWeights) -> Any:
 
 def _not_published(name: str) -> XCiTError:
     return XCiTError(
-        f"{name} is an architecture: no weights were published under this name; `xcit list` shows what was, and "
-        "pretrained=FILE takes your own"
+        f"{name} is an architecture: no weights were published under this name; `xcit list` shows the published "
+        "models, and pretrained=FILE loads your own weights"
     )
 
 
 def _with_key(
     model: str | os.PathLike[str], pretrained: bool | str | os.PathLike[str], key: str | None
 ) -> tuple[str | os.PathLike[str], bool | str | os.PathLike[str]]:
-    """Appends the key to the path that it belongs to; returns both arguments.
+    """Appends the key to the path of the weights file, and returns `model` and `pretrained`.
 
     Raises:
-        XCiTError: if there is a key, but no file.
+        XCiTError: if a key is given, but no file.
     """
     if key is None:
         return model, pretrained
@@ -358,7 +369,7 @@ def _with_key(
         return model, f"{os.fspath(pretrained)}#{key}"
     if is_file(model):
         return f"{os.fspath(model)}#{key}", pretrained
-    raise XCiTError(f"a key ({key}) chooses among the weights of a file: give one as pretrained, or with --weights")
+    raise XCiTError(f"a key ({key}) selects weights in a file: give a file as pretrained, or with --weights")
 
 
 def _with_classes(built: Any, num_classes: int | None, device: str | torch.device | None) -> Any:

@@ -1,7 +1,7 @@
-"""The table of model kinds, with everything that depends on the kind when models are stored, loaded or measured.
+"""The table of model kinds (classifier, segmenter, detector), with the functions and values that differ between kinds.
 
-A new kind of model is a record in this table, a module in `models/`, a task and a recipe. No code outside this file
-tests which kind a model is: it uses the fields of the kind.
+Code that stores, loads or measures models uses the fields of a kind, so that it works for every kind. A new kind of
+model needs an entry in this table, a module in `models/`, a task and a recipe.
 """
 
 from collections.abc import Callable
@@ -33,29 +33,29 @@ class Kind(Generic[Config, Info, Model]):
     """One kind of model.
 
     Its models have `config`, `info`, `num_classes`, `reset_classifier(num_classes)` and `fuse()`; its configs have
-    `num_classes`.
+    `num_classes`. An info contains the class names and the preprocessing of a model.
 
     Attributes:
-        name: the word for such a model in messages: "segmenter".
-        task: the name of its task in files and records.
+        name: the name of the kind in messages, such as "segmenter".
+        task: the name of its task in files, such as "semantic-segmentation".
         config: the class of its configs.
-        info: the class of its infos, which hold class names and preprocessing.
-        model: returns the class of its models, and imports it only when it is called.
+        info: the class of its infos.
+        model: returns the class of its models. It is a function so that the class is imported only when it is needed.
         build: builds a model from a config, with random weights.
-        backbone: returns the config of the XCiT within a model of this config.
-        config_from_weights: returns the config of the model that weights without metadata belong to.
-        info_from_weights: returns the info that such weights contain, usually None.
-        fit: returns the config with which a file's weights are loaded, if a model of a given config is wanted. Its
-            arguments are the wanted config, the weights, the config in the file's metadata (or None), and the requested
-            number of classes (or None). It raises an `XCiTError` if they do not fit.
-        forward: runs a forward pass of images (B, C, h, w) at their own size, with values in 0..1.
-        heads: names of its heads, with the published names of their tensors; empty for a plain XCiT.
-        published_format: name of the format of whole published models in `convert`; "" for a plain XCiT.
-        timm_config: returns the contents of `config.json` in a folder that timm and transformers read; None for a model
-            that they do not have.
-        hub_tag: the Hub's name for the task of a model with this config.
-        counts_flops: whether the published rule for FLOPs covers this kind.
-        float32_only: whether it computes only in float32.
+        backbone: returns the config of the XCiT within a model, from the model's config.
+        config_from_weights: returns a model's config, from weights without metadata.
+        info_from_weights: returns a model's info, from weights without metadata and the model's config; it is None if
+            the weights contain no such information, which is the usual case.
+        fit: returns the config for loading a file into a model of a given config. Its arguments are the given config,
+            the weights, the config in the file's metadata (or None), and the requested number of classes (or None). It
+            raises an `XCiTError` if the weights do not fit.
+        forward: runs a model on images (B, C, h, w) with values in 0..1, without resizing them.
+        heads: the table of tensor names of each head, by the head's name; empty for a classifier.
+        published_format: the name in `convert` of the format of the published models; "" for a classifier.
+        timm_config: returns the content of timm's `config.json`, from config and info; None if timm has no such model.
+        hub_tag: returns the Hub's name for the task of a model, from the model's config.
+        counts_flops: whether FLOPs can be counted for this kind by the rule of the published figures.
+        float32_only: whether its models compute only in float32.
     """
 
     name: str
@@ -77,13 +77,17 @@ class Kind(Generic[Config, Info, Model]):
     float32_only: bool = False
 
     def require(self, model: nn.Module, what: str) -> Model:
-        """Returns the model itself, if it is of this kind.
+        """Checks that a model is of this kind, and returns the model.
+
+        Args:
+            model: the model.
+            what: name of the model, for the error message.
 
         Raises:
-            XCiTError: if the model is of another kind; the message calls it `what`.
+            XCiTError: if the model is of another kind.
         """
         if not isinstance(model, self.model()):
-            raise XCiTError(f"{what} is no {self.name}: `xcit list --task {self.task}` shows those there are")
+            raise XCiTError(f"{what} is no {self.name}: `xcit list --task {self.task}` lists the {self.name}s")
         return model
 
 
@@ -93,9 +97,10 @@ class Kind(Generic[Config, Info, Model]):
 def _fit_classifier(
     config: XCiTConfig, stored: StoredWeights, stated: XCiTConfig | None, num_classes: int | None
 ) -> XCiTConfig:
-    """Implements `fit` for classifiers.
+    """Implements `Kind.fit` for classifiers.
 
-    If `num_classes` is given, the file may have another number of classes; the model then gets the file's head, if any.
+    If `num_classes` is given, the file may have another number of classes. The returned config then has the number of
+    classes of the file's head, or 0 if the file has no head.
     """
     path, has_head = str(stored.path), "head.weight" in stored.state
     if num_classes is not None:
@@ -111,7 +116,11 @@ def _fit_classifier(
 
 
 def _info_of_weights(stored: StoredWeights, config: XCiTConfig) -> ModelInfo | None:
-    """Returns the info of a DINO backbone (one preprocessing, no classes), or of a file with its own normalisation."""
+    """Implements `Kind.info_from_weights` for classifiers.
+
+    All DINO backbones have the same preprocessing, and some files contain the mean and standard deviation of their
+    images. For other files the result is None.
+    """
     spec: Preprocessing | None = None
     if stored.format == "dino" and config.in_channels == len(DINO_PREPROCESSING.mean):
         spec = DINO_PREPROCESSING
@@ -140,20 +149,24 @@ CLASSIFIER: Kind[XCiTConfig, ModelInfo, XCiT] = Kind(
 )
 
 
-# Models with a head on the pyramid
+# Segmenters and detectors: a head on a pyramid of feature maps
 
 
 def _fit_head(
     config_from_weights: Callable[[StoredWeights], Any], *names: str
 ) -> Callable[[Any, StoredWeights, Any | None, int | None], Any]:
-    """Returns the `fit` of a kind: the file keeps its classes, but its backbone and these fields must be as wanted."""
+    """Returns `Kind.fit` for segmenters or detectors.
+
+    The file's number of classes is kept. Its backbone and the config fields in `names` must equal those of the given
+    config.
+    """
 
     def fit(config: Any, stored: StoredWeights, stated: Any | None, num_classes: int | None) -> Any:
         found = config_from_weights(stored) if stated is None else stated
         for name in names:
             if getattr(found, name) != getattr(config, name):
                 raise XCiTError(
-                    f"{stored.path}: the weights of another head: {name} is {getattr(found, name)}, the model's "
+                    f"{stored.path}: the weights of another head: its {name} is {getattr(found, name)}, the model's is "
                     f"{getattr(config, name)}"
                 )
         check_backbone(config.backbone, stored.state, str(stored.path))
@@ -231,24 +244,24 @@ DETECTOR: "Kind[MaskRCNNConfig, DetectorInfo, MaskRCNN]" = Kind(
 
 
 KINDS: dict[str, Kind[Any, Any, Any]] = {kind.name: kind for kind in (CLASSIFIER, SEGMENTER, DETECTOR)}
-"""The table, by name."""
+"""The table: all kinds by their names."""
 
 
 def all_heads() -> Heads:
-    """Returns the heads of all kinds."""
+    """Returns the tables of tensor names of the heads of all kinds, by the head's name."""
     return {head: rows for kind in KINDS.values() for head, rows in kind.heads.items()}
 
 
 def kind_of_config(config: object) -> Kind[Any, Any, Any]:
-    """Returns the kind of a model with this config."""
+    """Returns the kind of a model, from its config."""
     return next(kind for kind in KINDS.values() if type(config) is kind.config)
 
 
 def kind_of_task(task: str) -> Kind[Any, Any, Any] | None:
-    """Returns the kind that does a task; None if there is none."""
+    """Returns the kind with this task; None if there is none."""
     return next((kind for kind in KINDS.values() if kind.task == task), None)
 
 
 def kind_of_weights(stored: StoredWeights) -> Kind[Any, Any, Any]:
-    """Returns the kind of weights without metadata, by their head; without a known head they are an XCiT's."""
+    """Returns the kind of weights without metadata: the kind with their head; `CLASSIFIER` if the head is unknown."""
     return next((kind for kind in KINDS.values() if stored.head in kind.heads), CLASSIFIER)

@@ -1,4 +1,4 @@
-"""Weights of the zoo: downloads them, checks them, caches them, and loads them into models."""
+"""Downloads, checks and caches the weights of published models, and loads them into models."""
 
 import os
 import re
@@ -27,10 +27,13 @@ from xcit.zoo.stored import build_stored, describe, load_stored_as, outline, rea
 
 
 def load_record(record: Record, *, changes: Changes = UNCHANGED, progress: DownloadProgress | None = None) -> Any:
-    """Builds a record's model with the requested changes; the weights are downloaded first if necessary."""
+    """Builds the published model of a record, with the requested changes of its shape.
+
+    The weights are downloaded if they are not yet on this machine.
+    """
     stored = read_record(record, progress)
     built = build_stored(fitting_config(record, stored), stored.whole, str(stored.path), changes)
-    # A packaged file has its own metadata; for others the record's are used, which needs no second reading.
+    # The info of the packaged model is in its file. For other models it is in the record.
     info = record.info() if record.packaged is None else describe(stored).info
     built.info = changes.of_info(info, record.kind.backbone(built.config))
     return built
@@ -39,10 +42,14 @@ def load_record(record: Record, *, changes: Changes = UNCHANGED, progress: Downl
 def load_as(
     config: Any, source: str, *, num_classes: int | None = None, progress: DownloadProgress | None = None
 ) -> Any:
-    """Builds a model of a given shape with the weights of a path or URL, in any format.
+    """Builds a model with the shape in `config` and the weights of a file in any format.
 
-    A segmenter or detector keeps the file's classes. If `num_classes` is given, a classifier's file may have another
-    number of classes; the model then gets the file's head, if there is one.
+    Args:
+        config: the config (shape) of the model.
+        source: the path or URL of the file.
+        num_classes: for a classifier: if this is not None, the file may have another number of classes than `config`,
+            and the model gets the file's head. A segmenter or detector always gets the file's classes.
+        progress: called while a file is downloaded.
 
     Raises:
         XCiTError: if the file can't be downloaded or read, or does not fit.
@@ -51,12 +58,15 @@ def load_as(
 
 
 def record_info(record: Record) -> Any:
-    """Returns class names and preprocessing of a record; a packaged file contains its own."""
+    """Returns the info (class names and preprocessing) of a record's model."""
     return record.info() if record.packaged is None else describe(read_verified(packaged_path(record))).info
 
 
 def fitting_config(record: Record, stored: StoredWeights) -> Any:
-    """Returns a record's config. If its published patch size is not certain, the file's is used."""
+    """Returns the config of a record's model.
+
+    For one model, the published name and config state different patch sizes; the patch size of the weights is used.
+    """
     if record.name != EITHER_PATCH:
         return record.model
     patch_size = shape_from_state(stored.state, str(stored.path))["patch_size"]
@@ -64,15 +74,16 @@ def fitting_config(record: Record, stored: StoredWeights) -> Any:
 
 
 def fetch(name: str, folder: str | os.PathLike[str] | None = None, *, progress: DownloadProgress | None = None) -> Path:
-    """Downloads a checkpoint's weights to this machine, for use without a network.
+    """Downloads the weights of a published model to this machine, for use without a network.
 
     Args:
-        name: a name of the zoo.
-        folder: where to put a copy that can serve as `XCIT_MIRROR`; None leaves the file in the cache (`XCIT_CACHE`).
+        name: a published name.
+        folder: a folder for a copy of the file; the environment variable `XCIT_MIRROR` may point to it. None leaves
+            the file in the cache (`XCIT_CACHE`).
         progress: called during the download.
 
     Returns:
-        The safetensors file.
+        Path of the safetensors file.
 
     Raises:
         XCiTError: if no source has the weights, the download is damaged, or the file can't be written.
@@ -89,10 +100,12 @@ def fetch(name: str, folder: str | os.PathLike[str] | None = None, *, progress: 
 
 
 def weights_path(record: Record, *, progress: DownloadProgress | None = None) -> Path:
-    """Returns the cached safetensors file of a checkpoint; it is downloaded, checked and converted if necessary.
+    """Returns the path of a published model's safetensors file.
+
+    If the file is not in the cache, the weights are downloaded, checked and converted first.
 
     Raises:
-        XCiTError: if no source has the file, or if the file is damaged or does not fit.
+        XCiTError: if no source has the weights, or if the downloaded file is damaged or does not fit.
     """
     if record.packaged is not None:
         return packaged_path(record)
@@ -101,37 +114,39 @@ def weights_path(record: Record, *, progress: DownloadProgress | None = None) ->
     path = cache_dir() / "checkpoints" / f"{record.name}.safetensors"
     if path.exists():
         return path
-    from filelock import FileLock  # the import takes a tenth of a second, and only a download needs it
+    from filelock import FileLock  # imported only for a download, because the import takes 0.1 s
 
     make_folder(path.parent)
     with FileLock(f"{path}.lock"):
-        if not path.exists():  # another process may have downloaded it meanwhile
+        if not path.exists():  # another process may have downloaded it in the meantime
             stored, raw = _first_good(record, progress)
             config = fitting_config(record, stored)
             write_safetensors(path, stored.whole, model_metadata(config, record.info()))
-            if cache_dir() in raw.parents:  # otherwise it belongs to a mirror or the Hub's cache
+            if cache_dir() in raw.parents:  # a file in a mirror or in the Hub's cache is kept
                 raw.unlink(missing_ok=True)
     return path
 
 
 def _check_by_hand(record: Record) -> None:
-    """Checks that a file which only a person can download is in the cache or a mirror.
+    """Checks that the file of a model without download sources is in the cache or in a mirror.
+
+    Such a file can only be downloaded with a browser.
 
     Raises:
-        XCiTError: if the file is in neither; the message says where to get it and how to use it.
+        XCiTError: if the file is not there; the message says where to download it and how to use it.
     """
-    mirror = os.environ.get("XCIT_MIRROR", "")  # a folder, or a URL, which is always tried
+    mirror = os.environ.get("XCIT_MIRROR", "")  # a folder or a URL; a URL is not checked here
     name = f"{record.name}.safetensors"
     folders = [cache_dir() / "checkpoints", *([Path(mirror.removeprefix("file://"))] if mirror else [])]
     if not mirror.startswith(("http://", "https://")) and not any((folder / name).is_file() for folder in folders):
         raise XCiTError(
-            f"{record.name}: its file can't be downloaded by a program: get it with a browser from {record.by_hand}, "
-            f"and give it: pretrained=FILE, or --weights FILE"
+            f"{record.name}: a program can't download its file: download it with a browser from {record.by_hand}, "
+            f"and pass it as pretrained=FILE or --weights FILE"
         )
 
 
 def _first_good(record: Record, progress: DownloadProgress | None) -> tuple[StoredWeights, Path]:
-    """Returns the weights from the first source that has them undamaged, and the downloaded file."""
+    """Returns the weights from the first source with an undamaged file, and the path of this file."""
     sources, problems = record.sources, list[str]()
     while True:
         try:
@@ -141,7 +156,7 @@ def _first_good(record: Record, progress: DownloadProgress | None) -> tuple[Stor
         try:
             return _checked(raw, record), raw
         except XCiTError as error:
-            if cache_dir() in raw.parents:  # otherwise every later call would find it again
+            if cache_dir() in raw.parents:  # without this, every later call would find the damaged file
                 raw.unlink(missing_ok=True)
             if source is None or source == sources[-1]:
                 raise XCiTError("\n".join([*problems, str(error)])) from None
@@ -150,13 +165,13 @@ def _first_good(record: Record, progress: DownloadProgress | None) -> tuple[Stor
 
 
 def packaged_path(record: Record) -> Path:
-    """Returns the file of a model that this package contains."""
+    """Returns the path of the weights file of a packaged model, which is part of this package."""
     assert record.packaged is not None
     return Path(__file__).parent / "packaged" / record.packaged
 
 
 def read_record(record: Record, progress: DownloadProgress | None) -> StoredWeights:
-    """Returns a checkpoint's weights; a damaged file in the cache is downloaded again."""
+    """Returns the weights of a published model. If the file in the cache is damaged, it is downloaded again."""
     path = weights_path(record, progress=progress)
     try:
         return read_verified(path)
@@ -168,11 +183,11 @@ def read_record(record: Record, progress: DownloadProgress | None) -> StoredWeig
 
 
 def _checked(path: Path, record: Record) -> StoredWeights:
-    """Returns the weights of a file, after a check that they are complete, finite and of the record's shape."""
+    """Reads a downloaded file, and checks that its weights are complete, finite and fit the record's model."""
     stored = read_verified(path)
     check_state(outline(fitting_config(record, stored)), stored.whole, str(path))
     if bad := nonfinite(stored.whole):
-        raise XCiTError(f"{path}: tensor {bad[0]} holds NaN or infinity")
+        raise XCiTError(f"{path}: tensor {bad[0]} contains NaN or infinity")
     return stored
 
 
@@ -181,13 +196,16 @@ def _read_base(name: str, progress: DownloadProgress | None) -> StoredWeights:
 
 
 def read_source(source: str, progress: DownloadProgress | None) -> StoredWeights:
-    """Returns the weights of a file, a URL, a model's folder, or an adapter's folder, which is merged.
+    """Reads the weights of a file or folder, which is downloaded first if `source` is a URL.
 
-    "hf-hub:USER/REPO" is one of these folders on the Hub. A downloaded file is cached if it contains weights.
-    `source` may end in "#" and the key of the weights in the file.
+    Args:
+        source: a file, a URL of a file, the folder of a model, or the folder of an adapter, which is merged into its
+            base model. "hf-hub:USER/REPO" is a folder in a repository of the Hub. The source may end in "#KEY", where
+            KEY selects one of several sets of weights in the file.
+        progress: called during a download.
 
     Raises:
-        XCiTError: if the file can't be downloaded or read.
+        XCiTError: if the source can't be downloaded or read.
     """
     if source.startswith(PREFIX):
         source = str(bring_repository(source, cache_dir() / "hub", progress))
@@ -201,7 +219,7 @@ def read_source(source: str, progress: DownloadProgress | None) -> StoredWeights
     if not source.startswith(("http://", "https://")):
         return read(Path(url2pathname(urlsplit(source).path) if source.startswith("file://") else source))
     path = destination_of(source, cache_dir() / "downloads")
-    # The names of mmpretrain's files end in the digest.
+    # The names of mmpretrain's files end in the first eight hex digits of their SHA-256.
     published = re.search(r"^https://download\.openmmlab\.com/.+-([0-9a-f]{8})\.pth$", source)
     bring = partial(download, source, path, sha256=published and published[1], check=read, progress=progress)
     bring()

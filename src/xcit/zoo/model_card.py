@@ -1,4 +1,4 @@
-"""Writes the README.md of a shared model: a description, example code, figures and the licence."""
+"""Creates the model card (README.md) of a model's folder: a description, example code, figures and the licence."""
 
 import json
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from xcit.zoo.records import Checkpoint, DenseRecord, Record
 from xcit.zoo.shapes import architecture_of
 from xcit.zoo.stored import num_parameters
 
-# Identifiers from the Hub's list of licences. The Hub only accepts identifiers from its list, or "other".
+# Identifiers in the Hub's list of licences. In the field `license`, the Hub only accepts such an identifier or "other".
 _HUB_LICENCES = {"apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "cc-by-nc-4.0", "cc0-1.0", "gpl-3.0", "other"}
 
 _PAPER = "[XCiT: Cross-Covariance Image Transformers](https://arxiv.org/abs/2106.09681)"
@@ -21,7 +21,14 @@ _PAPER = "[XCiT: Cross-Covariance Image Transformers](https://arxiv.org/abs/2106
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A figure in percent: the metric, the data, and who measured it."""
+    """A figure in the model card.
+
+    Attributes:
+        metric: name of the metric.
+        value: the figure, in percent.
+        data: name of the data set.
+        measured_by: who measured it.
+    """
 
     metric: str
     value: float
@@ -30,7 +37,7 @@ class Figure:
 
 
 def published_figures(record: Record) -> list[Figure]:
-    """Returns the figures that were published for a checkpoint."""
+    """Returns the published figures of a record."""
     if isinstance(record, DenseRecord):
         return [
             Figure(metric=figure.metric, value=figure.value, data=record.dataset, measured_by=figure.measured_by)
@@ -49,7 +56,7 @@ def published_figures(record: Record) -> list[Figure]:
 
 
 def measured_figures(report: Path) -> list[Figure]:
-    """Returns the figures that `xcit test` wrote into a report.json.
+    """Reads the figures from a report.json of `xcit test`.
 
     Raises:
         XCiTError: if the file can't be read, or is not a report of `xcit test`.
@@ -71,14 +78,14 @@ def measured_figures(report: Path) -> list[Figure]:
     except OSError as error:
         raise XCiTError(f"{report}: can't be read: {error.strerror or error}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise XCiTError(f"{report} is no report.json of `xcit test`: {error}") from None
+        raise XCiTError(f"{report} is not a report.json of `xcit test`: {error}") from None
     if not figures:
-        raise XCiTError(f"{report} is no report.json of `xcit test`: it has no figure")
+        raise XCiTError(f"{report} is not a report.json of `xcit test`: it contains no figure")
     return figures
 
 
 def model_card(shared: Shared, figures: list[Figure]) -> str:
-    """Returns the whole text of a model card; it begins with the metadata that the Hub reads."""
+    """Returns the text of a model card, which begins with the metadata for the Hub."""
     kind = kind_of_config(shared.config)
     backbone = kind.backbone(shared.config)
     name = getattr(shared.info, "name", "") or architecture_of(backbone)
@@ -101,7 +108,7 @@ def model_card(shared: Shared, figures: list[Figure]) -> str:
     ]
     if not is_timms:
         lines += [
-            "timm and transformers have no such model: the package `xcit` alone loads this folder.",
+            "Only the package `xcit` can load this folder, because timm and transformers have no such model.",
             "",
         ]
     if figures:

@@ -1,4 +1,4 @@
-"""Finds the record for a name that a person types."""
+"""Finds published models by name. The record of a model contains what is known about it (see `zoo/records.py`)."""
 
 import difflib
 import os
@@ -17,7 +17,7 @@ from xcit.zoo.records import Checkpoint, Record
 from xcit.zoo.segmenters import SEGMENTERS
 
 RECORDS: dict[str, Record] = {**CHECKPOINTS, **SEGMENTERS, **DETECTORS}
-"""Every record, by name."""
+"""All records, by name."""
 
 _BY_LOWER_NAME: dict[str, Record] = {
     name.lower(): record for record in RECORDS.values() for name in (record.name, *record.aliases)
@@ -28,17 +28,17 @@ WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pth.tar")
 
 
 def is_known(name: str) -> bool:
-    """Whether a record has this name or alias."""
+    """Returns whether a published model has this name or alias."""
     return name.lower() in _BY_LOWER_NAME
 
 
 def is_url(model: str | os.PathLike[str]) -> bool:
-    """Whether a model is given by the URL of a weights file, or by a repository of the Hub."""
+    """Returns whether `model` is the URL of a weights file, or a repository of the Hub ("hf-hub:USER/REPO")."""
     return isinstance(model, str) and model.startswith(("http://", "https://", "file://", PREFIX))
 
 
 def is_file(model: str | os.PathLike[str]) -> bool:
-    """Whether a model is given by its path or URL rather than by name."""
+    """Returns whether `model` is a path or URL, and not a name."""
     if is_url(model):
         return True
     path, key = split_key(os.fspath(model))
@@ -48,25 +48,26 @@ def is_file(model: str | os.PathLike[str]) -> bool:
 
 
 def find_checkpoint(name: str) -> Checkpoint:
-    """Returns the record of a classifier or feature backbone, by name or alias in any case.
+    """Returns the record of a classifier or feature backbone, by its name or alias; the case of letters is ignored.
 
     Raises:
-        XCiTError: if the name is unknown (the message suggests the nearest names), or belongs to another kind of model.
+        XCiTError: if the name is unknown, or belongs to a segmenter or detector. For an unknown name, the message
+            suggests similar names.
     """
     record = find_record(name)
     if record.kind is not Checkpoint.kind:
         raise XCiTError(
-            f"{record.name} is for {record.task}: it neither classifies nor gives one feature per image; its backbone "
-            f"is {record.architecture}"
+            f"{record.name} is a model for {record.task}, not a classifier or feature backbone; its backbone is "
+            f"{record.architecture}"
         )
     return cast(Checkpoint, record)
 
 
 def find_record(name: str) -> Record:
-    """Returns the record of any name or alias, in any case.
+    """Returns the record of a published model, by its name or alias; the case of letters is ignored.
 
     Raises:
-        XCiTError: if the name is unknown; the message suggests the nearest names.
+        XCiTError: if the name is unknown; the message suggests similar names.
     """
     if not is_known(name):
         near = difflib.get_close_matches(name.lower(), _BY_LOWER_NAME, n=3, cutoff=0.4)
@@ -76,29 +77,28 @@ def find_record(name: str) -> Record:
 
 
 def find_shape(name: str) -> XCiTConfig | None:
-    """Returns an architecture that no trained model has, such as "xcit-medium-12-p16", by name.
-
-    It returns None if the name is unknown.
-    """
+    """Returns the config of an architecture by its name, such as "xcit-medium-12-p16"; None if the name is unknown."""
     return ARCHITECTURES.get(name.lower().replace("_", "-").removeprefix("xcit-"))
 
 
 def check_task(model: str | os.PathLike[str], task: str) -> None:
-    """Checks the task of a name of the zoo before its weights are downloaded; a file is not checked.
+    """Checks that a published model is for this task, before its weights are downloaded.
+
+    If `model` is a file or an unknown name, nothing is checked.
 
     Raises:
         XCiTError: if the model is for another task.
     """
     name = os.fspath(model)
     if is_known(name) and (own := find_record(name).task) != task:
-        raise XCiTError(f"{name} is for {own}, not for {task}: `xcit list --task {task}` shows what is")
+        raise XCiTError(f"{name} is for {own}, not for {task}: `xcit list --task {task}` shows suitable models")
 
 
 def find_architecture(name: str) -> str:
-    """Returns the key in `ARCHITECTURES` of an architecture's name, or of a checkpoint's name or alias.
+    """Returns the key in `ARCHITECTURES` for the name of an architecture, or for the name or alias of a model.
 
     Raises:
-        XCiTError: if the name is unknown; the message suggests the nearest names.
+        XCiTError: if the name is unknown; the message suggests similar names.
     """
     lower = name.lower()
     if lower in ARCHITECTURES:
@@ -113,9 +113,10 @@ def find_architecture(name: str) -> str:
 
 
 def _matches(record: Record, pattern: str) -> bool:
-    """Whether a pattern matches the record's name or, if it matches no name of ours, one of its aliases.
+    """Returns whether a pattern matches a record's name, or one of its aliases.
 
-    Our own names have priority, so that "xcit-nano*" does not list models that only an alias would match.
+    Aliases are only compared if the pattern matches the name of no record. So "xcit-nano*" does not list models of
+    which only an alias begins with "xcit-nano".
     """
     wanted = f"{pattern.lower()}*"
     if fnmatchcase(record.name.lower(), wanted):
@@ -124,7 +125,7 @@ def _matches(record: Record, pattern: str) -> bool:
 
 
 def is_foreign(pattern: str) -> bool:
-    """Whether a pattern matches none of our names."""
+    """Returns whether a pattern matches the name of no record, so that aliases are compared."""
     wanted = f"{pattern.lower()}*"
     return not any(fnmatchcase(name.lower(), wanted) for name in RECORDS)
 
@@ -134,14 +135,15 @@ def list_models(
     exclude_patterns: str | Sequence[str] | None = None,
     task: str | None = None,
 ) -> list[str]:
-    """Returns the names of models, sorted.
+    """Returns the sorted names of published models.
 
     Args:
-        pattern: shell-style pattern, to which a `*` is added; None matches all. It may match any name of a model: ours,
-            the authors' ("xcit_nano*"), timm's ("*.fb_in1k"), RobustBench's.
-        exclude_patterns: one or several such patterns; models that match one of them are left out.
-        task: "image-classification", "image-features" for backbones without a classifier,
-            "semantic-segmentation", "object-detection", or None for all.
+        pattern: a shell-style pattern; `*` is added at its end, and None matches all models. If it matches none of this
+            package's names, it is compared with the names of other projects: the authors ("xcit_nano*"), timm
+            ("*.fb_in1k") and RobustBench.
+        exclude_patterns: one or several patterns of the same form; models that match one of them are left out.
+        task: "image-classification", "image-features" (backbones without a classifier), "semantic-segmentation" or
+            "object-detection"; None means all tasks.
     """
     excluded = [exclude_patterns] if isinstance(exclude_patterns, str) else list(exclude_patterns or ())
     return sorted(

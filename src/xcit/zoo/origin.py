@@ -1,7 +1,7 @@
-"""Identifies a file without metadata: by its name, or by its digest if that was published.
+"""Identifies the published model in a weights file without metadata, by the file's name or its SHA-256.
 
-The tensors contain neither the strides of the stem nor the preprocessing. So a published file is
-recognised by the name under which it was published. For any other file, a warning says which model was assumed.
+The tensors alone determine neither the strides of the stem nor the preprocessing. So a published file is recognised by
+its name, or by its SHA-256 if the SHA-256 was published. For any other file, a warning states the assumed model.
 """
 
 import hashlib
@@ -25,11 +25,14 @@ _SUFFIXES = re.compile(r"(?:\.(?:pth|pt|tar|bin|ckpt|safetensors))+$")
 
 
 def known_record(stored: StoredWeights) -> Record | None:
-    """Returns the record whose published weights a file holds; None if it is unknown, or has another shape."""
+    """Returns the record whose published weights are in a file; None if there is no such record.
+
+    The shape of the weights must fit the record too.
+    """
     named = _by_file().get(_key(stored.path.name))
     if named is not None and _fits(named, stored):
         return named
-    # A digest takes time, because the whole file is read. So it is computed only if a record of this shape has one.
+    # Computing the SHA-256 reads the whole file. So it is computed only if it is known for a record of this shape.
     candidates = [
         (record, source.sha256.lower())
         for record in RECORDS.values()
@@ -44,14 +47,14 @@ def known_record(stored: StoredWeights) -> Record | None:
 
 
 def say_what_was_assumed(stored: StoredWeights, config: Any) -> None:
-    """Logs a warning that says which model was assumed for a file without metadata."""
+    """Logs a warning with the architecture and strides that were assumed for a file without metadata."""
     backbone = kind_of_config(config).backbone(config)
     architecture = architecture_of(backbone)
     _LOG.warning(
-        "%s does not say what it is: taken for %s, stem strides %s (patches of %d); if it was trained with "
-        "others, pass stem_strides (--stem-strides)",
+        "%s does not state its model: loaded as %s with stem strides %s (patches of %d); if it was trained with "
+        "other strides, pass stem_strides (--stem-strides)",
         stored.path,
-        architecture if architecture in ARCHITECTURES else "what it is loaded as",
+        architecture if architecture in ARCHITECTURES else "the requested model",
         ", ".join(map(str, backbone.strides)),
         backbone.patch_size,
     )
@@ -86,13 +89,17 @@ def _by_file() -> dict[str, Record]:
 
 
 def _key(filename: str) -> str:
-    """Returns a file's name without suffixes, and without the parts that downloads add before and after it."""
+    """Normalises a file's name: removes its suffixes and what browsers and caches add, and replaces "-" by "_"."""
     stem = _SUFFIXES.sub("", filename.lower())
     return re.sub(r"^[0-9a-f]{8}-|[ _]?\(\d+\)$", "", stem).replace("-", "_")
 
 
 @lru_cache(maxsize=8)
 def _sha256(path: Path, size: int, modified: int) -> str:
-    """Returns the digest of a file in a known state; it is cached, because loading a file asks for it several times."""
+    """Returns the SHA-256 of a file in hex.
+
+    It is cached, because loading a file needs it several times. `size` and `modified` are part of the cache's key, so
+    that it is computed again if the file has changed.
+    """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""Records of checkpoints, which contain all information that is known before loading."""
+"""Records of published models. A record contains all that is known about a model before its weights are loaded."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from xcit.zoo.classes import classes_of
 from xcit.zoo.kinds import CLASSIFIER, DETECTOR, SEGMENTER, Kind
 
 Protocol = Literal["mmpretrain", "official"]
-"""Who measured a figure, which decides how images are resized; see `published_preprocessing`."""
+"""The protocol of a published accuracy, named after who measured it. The protocol determines the preprocessing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,18 +20,18 @@ class Record:
     """A trained model that can be loaded by name.
 
     Attributes:
-        kind: the kind of model.
-        name: unique name.
-        aliases: other names for it: the authors', timm's, the plain architecture.
-        task: what the model does.
+        kind: the kind of the model: classifier, segmenter or detector.
+        name: the unique name of the model.
+        aliases: its other names: those of its authors and of timm, and the name of its architecture.
+        task: the task of the model, such as "image-classification".
         architecture: name of its backbone in `ARCHITECTURES`.
-        recipe: name of the training config; "" if this package has none.
-        dataset: the data set that it was trained on and is measured on.
-        sources: where to download it, in the order in which they are tried; empty for a packaged model.
-        packaged: the file in this package, for a model that needs no download.
-        licence: licence of the weights.
-        by_hand: a page from which a person can download the file, if a program can't. The file is then given by its
-            path, or put into a mirror under the record's name.
+        recipe: name of its training config; "" if this package has none.
+        dataset: name of the data set on which it was trained and measured.
+        sources: the download sources of its weights, in the order in which they are tried.
+        packaged: name of its weights file in this package; None if the weights have to be downloaded.
+        licence: licence of its weights.
+        by_hand: URL from which its file can be downloaded with a browser, if a program can't download it. The user
+            passes the path of the file, or puts the file into a mirror as `<name>.safetensors`.
     """
 
     kind: ClassVar[Kind[Any, Any, Any]]
@@ -51,32 +51,37 @@ class Record:
 
         @property
         def model(self) -> Any:
-            """The shape of the whole model; subclasses have it as a field or a property."""
+            """The config of the whole model; subclasses have it as a field or a property."""
 
     @property
     def backbone(self) -> XCiTConfig:
-        """The shape of the XCiT within the model."""
+        """The config of the XCiT within the model."""
         return self.kind.backbone(self.model)
 
     def info(self) -> Any:
-        """Returns class names and preprocessing, as the model has them in `info`."""
+        """Returns the class names and preprocessing, as for the attribute `info` of the model."""
         raise NotImplementedError
 
     def row(self) -> dict[str, str]:
-        """Returns the cells of a list of models, by column, except name and data: " px", and published figures."""
+        """Returns the model's row for `xcit list`: maps column names, such as " px" (image size), to their texts."""
         raise NotImplementedError
 
     def details(self, counts: Mapping[str, Any]) -> list[tuple[str, str]]:
-        """Returns labels and values to print; `counts` has the parameters, and FLOPs if the kind counts them."""
+        """Returns labels and values for `xcit info`; `counts` has "params" and, for a classifier, the FLOPs."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
-    """Published figures, in percent. `top5` is None if it was not published.
+    """The published accuracy of a classifier or backbone.
 
-    `method` names the classifier: the model's own head, the nearest neighbours of its feature, or a linear probe on it.
-    `attack` names the adversarial attack; "" if there was none.
+    Attributes:
+        measured_by: who measured it.
+        method: "classifier" for the model's own head, "k-NN" for nearest neighbours of its features, or "linear" for a
+            linear probe on its features.
+        top1: top-1 accuracy in percent.
+        top5: top-5 accuracy in percent; None if it was not published.
+        attack: the adversarial attack under which it was measured; "" if there was none.
     """
 
     measured_by: str
@@ -91,11 +96,11 @@ class Checkpoint(Record):
     """A classifier or feature backbone.
 
     Attributes:
-        task: "image-classification", or "image-features" if it has no classifier.
-        config: its shape.
-        distilled: whether it was trained with a teacher.
+        task: "image-classification", or "image-features" if the model has no classifier.
+        config: the config (shape) of the model.
+        distilled: whether it was trained by distillation from a teacher.
         preprocessing: the preprocessing with which its authors measured it.
-        accuracies: published figures, each with its protocol.
+        accuracies: the published accuracies.
     """
 
     kind = CLASSIFIER
@@ -108,7 +113,7 @@ class Checkpoint(Record):
 
     @property
     def model(self) -> XCiTConfig:
-        """The shape of the whole model."""
+        """The config of the model."""
         return self.config
 
     def info(self) -> ModelInfo:
@@ -122,7 +127,7 @@ class Checkpoint(Record):
         )
 
     def row(self) -> dict[str, str]:
-        """Returns the image size, and top-1 by who measured it and how."""
+        """Returns the image size, and the published top-1 accuracies by who measured them and by which method."""
         top1 = {(a.method, a.measured_by): f"{a.top1:.1f}" for a in self.accuracies if not a.attack}
         attacked = next((f"{a.top1:.1f}" for a in self.accuracies if a.attack), "")
         return {
@@ -137,7 +142,7 @@ class Checkpoint(Record):
         }
 
     def details(self, counts: Mapping[str, Any]) -> list[tuple[str, str]]:
-        """Returns data, shape, counts, preprocessing and accuracies."""
+        """Returns labels and values: data, architecture, parameters, FLOPs, preprocessing and accuracies."""
         config, spec = self.config, self.preprocessing
         classes = f"{config.num_classes} classes" if config.num_classes else "without labels; no classifier"
         return [
@@ -168,7 +173,13 @@ class Checkpoint(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A published figure, in percent, with the name of its metric."""
+    """A published figure of a segmenter or detector.
+
+    Attributes:
+        measured_by: who measured it.
+        metric: name of the metric.
+        value: the figure, in percent.
+    """
 
     measured_by: str
     metric: Literal["mIoU", "box AP", "mask AP"]
@@ -180,7 +191,7 @@ class DenseRecord(Record):
     """A segmenter or detector: an XCiT with a pyramid and a head.
 
     Attributes:
-        figures: published figures.
+        figures: the published figures.
     """
 
     figures: tuple[Figure, ...]
@@ -192,15 +203,15 @@ class DenseRecord(Record):
 
     @property
     def spec(self) -> SegmentationPreprocessing | MaskRCNNConfig:
-        """The config that contains the preprocessing."""
+        """An object with the preprocessing: for a detector, this is its config."""
         raise NotImplementedError
 
     def row(self) -> dict[str, str]:
-        """Returns the short side of the images, and the figures."""
+        """Returns the short side of the images in pixels, and the published figures by metric."""
         return {" px": str(self.spec.short_side)} | {figure.metric: f"{figure.value:.1f}" for figure in self.figures}
 
     def details(self, counts: Mapping[str, Any]) -> list[tuple[str, str]]:
-        """Returns data, shape, parameters, preprocessing and figures."""
+        """Returns labels and values: data, architecture, parameters, preprocessing and figures."""
         config, spec = self.backbone, self.spec
         return [
             ("data", f"{self.dataset}, {self.model.num_classes} classes"),
@@ -223,7 +234,12 @@ class DenseRecord(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class SegmenterRecord(DenseRecord):
-    """A segmenter; `preprocessing` is the one with which its authors measured it."""
+    """A segmenter.
+
+    Attributes:
+        model: the config of the segmenter.
+        preprocessing: the preprocessing with which its authors measured it.
+    """
 
     kind = SEGMENTER
 
@@ -249,7 +265,11 @@ class SegmenterRecord(DenseRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorRecord(DenseRecord):
-    """A detector; its config contains the preprocessing."""
+    """A detector.
+
+    Attributes:
+        model: the config of the detector, which also contains the preprocessing.
+    """
 
     kind = DETECTOR
 
@@ -267,6 +287,6 @@ class DetectorRecord(DenseRecord):
         return self.model
 
     def info(self) -> DetectorInfo:
-        """Returns class names, with COCO's category ids."""
+        """Returns the class names and COCO's category ids."""
         classes = classes_of(self.dataset)
         return DetectorInfo(name=self.name, class_names=classes.names, category_ids=classes.numbers)

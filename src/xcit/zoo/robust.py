@@ -1,7 +1,8 @@
-"""The adversarially trained XCiTs of Debenedetti, Sehwag and Mittal (arXiv 2209.07399), as in RobustBench.
+"""The records of the adversarially trained XCiTs of Debenedetti, Sehwag and Mittal (arXiv 2209.07399).
 
-Nine of them are in RobustBench's releases. Three more are in the authors' folder on Google Drive, which only serves
-browsers. The models for CIFAR have weights for patches of 16; the strides of the first two convolutions are set to 1.
+Nine models are in the releases of RobustBench. Three more models are only on the authors' Google Drive, from which a
+program can't download. The models for CIFAR have the layers of models for patches of 16, but the first two convolutions
+of their stem have stride 1, so their patches have 4 pixels per side.
 """
 
 from dataclasses import replace
@@ -13,14 +14,14 @@ from xcit.zoo.records import Accuracy, Checkpoint
 
 _RELEASE = "https://github.com/RobustBench/robustbench/releases/download/v1.1"
 
-# These models have no normalisation: they take images in 0..1, and the size of an attack is in the same units.
+# The ImageNet models take images in 0..1 without normalisation. The size of an attack is in these units too.
 _IMAGENET = replace(published_preprocessing("official", 224), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 _CIFAR10 = Preprocessing(image_size=32, resize_to=32, mean=(0.4914, 0.4822, 0.4465), std=(0.2471, 0.2435, 0.2616))
 _CIFAR100 = Preprocessing(image_size=32, resize_to=32, mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761))
 
-# Columns: RobustBench's name of the data; our name of the data; patch size; number of classes; preprocessing; size of
-# the attack; models. Columns of a model: letter, architecture, clean accuracy, accuracy under AutoAttack, and the id of
-# its file on the authors' Google Drive.
+# Columns: RobustBench's name of the data set; our name of the data set; patch size; number of classes; preprocessing;
+# size of the attack; models. Columns of a model: letter of its size; architecture; accuracy (%) without an attack;
+# accuracy (%) under AutoAttack; id of its file on the authors' Google Drive.
 # fmt: off
 _Model = tuple[str, str, float, float, str]
 _IN_RELEASES: tuple[tuple[str, str, str, int, Preprocessing, str, tuple[_Model, ...]], ...] = (
@@ -40,7 +41,7 @@ _IN_RELEASES: tuple[tuple[str, str, str, int, Preprocessing, str, tuple[_Model, 
         ("l", "large-12", 70.76, 35.08, "1Sg4BQ5pBdlR_M41VDxOlYxCl1_It8elL"),
     )),
 )
-# The same columns, for the ImageNet models for attacks of 8/255.
+# The ImageNet models for attacks of size 8/255, with the same columns of a model.
 _ON_DRIVE: tuple[_Model, ...] = (
     ("s", "small-12", 63.46, 25.00, "1lFcXruv6lUz9XqxvXTzyA_7YLprPZq2q"),
     ("m", "medium-12", 67.80, 26.58, "1Nw86jzlXLEGbFQZtd39i0Mampwh2ZAFv"),
@@ -75,7 +76,7 @@ def _robust() -> list[Checkpoint]:
             records.append(
                 replace(
                     _record(name, f"{model}-{patches}", dataset, num_classes, spec, drive),
-                    # RobustBench's name for the model, its data and its threat model; its file names are in lower case.
+                    # RobustBench's name, made of the model, the data set and the threat model.
                     aliases=(f"Debenedetti2022Light_XCiT-{letter.upper()}12_{data}_Linf",),
                     accuracies=_figures("RobustBench", clean, attacked, size),
                     sources=(Source(kind="url", location=f"{_RELEASE}/{file}", filename=file),),
@@ -101,4 +102,4 @@ def _figures(measured_by: str, clean: float, attacked: float, size: str) -> tupl
 
 
 ROBUST: tuple[Checkpoint, ...] = tuple(_robust())
-"""The twelve records."""
+"""The records of the twelve robust models."""

@@ -1,4 +1,4 @@
-"""The records of the 16 published segmenters for ADE20K."""
+"""The records (see `zoo/records.py`) of the 16 published segmenters for ADE20K."""
 
 from xcit.images.preprocess import SegmentationPreprocessing
 from xcit.models import SegmenterConfig, XCiTConfig
@@ -24,7 +24,7 @@ SEGMENTER_ARCHITECTURES = tuple(architecture for architecture, _, _ in _PUBLISHE
 
 
 def segmenter_config(kind: SegmenterKind, architecture: XCiTConfig, num_classes: int = 150) -> SegmenterConfig:
-    """Returns the config of the published head on an architecture."""
+    """Returns the config of a segmenter as published, with this head and architecture."""
     channels = 512 if kind == "upernet" else 128
     return SegmenterConfig(kind=kind, backbone=backbone_of(architecture), channels=channels, num_classes=num_classes)
 
@@ -39,7 +39,7 @@ def _record(kind: SegmenterKind, architecture: str, miou: float) -> SegmenterRec
     file = f"{kind.replace('-', '_')}_xcit_{architecture.replace('-', '_')}"
     return SegmenterRecord(
         name=name,
-        # The names of the authors' config and of their file, and the name without schedule and data.
+        # The name of the authors' config, the name of their file, and the name without schedule and data set.
         aliases=(name.replace("-", "_"), file, f"{kind}_xcit-{architecture}"),
         architecture=architecture,
         model=segmenter_config(kind, ARCHITECTURES[architecture]),
@@ -58,4 +58,4 @@ SEGMENTERS: dict[str, SegmenterRecord] = {
     for architecture, upernet, sem_fpn in _PUBLISHED
     for record in (_record("upernet", architecture, upernet), _record("sem-fpn", architecture, sem_fpn))
 }
-"""Every published segmenter, by name."""
+"""The records of all published segmenters, by name."""

@@ -1,4 +1,4 @@
-"""Describes a model in a few words, to print next to its outputs."""
+"""Describes a model in a few words, which are printed next to its outputs."""
 
 import os
 from typing import Any
@@ -7,12 +7,14 @@ from xcit.zoo.names import find_record, is_known
 
 
 def model_sentence(model: Any, name: str | os.PathLike[str], weights: str | None = None) -> str:
-    """Returns a model's name, data set and number of classes; for the packaged model also that it knows only garments.
+    """Returns a description of a model, such as "xcit-nano-12-p16_3rdparty_in1k (ImageNet-1k, 1000 classes)".
+
+    For the packaged model, it also says that the model only knows garments.
 
     Args:
-        model: a model of any kind; its number of classes is used.
-        name: a name in the zoo, or a file or URL.
-        weights: the file of its weights; None means the weights that belong to the name.
+        model: the model, of any kind; its number of classes is used.
+        name: its published name, or its file or URL.
+        weights: the file with its weights, if the user gave one besides the name; else None.
     """
     name = os.fspath(name)
     record = find_record(name) if weights is None and is_known(name) else None

@@ -13,9 +13,10 @@ from xcit.zoo.architectures import ARCHITECTURES
 
 
 def shape_from_state(state: Mapping[str, Tensor], what: str) -> dict[str, int]:
-    """Returns the shape of a model from its native weights, by the names of the fields of `XCiTConfig`.
+    """Returns fields of `XCiTConfig`, by name, as far as the tensors under their native names determine them.
 
-    The weights do not contain strides, so `patch_size` assumes that all convolutions of the stem have stride 2.
+    Native names are this package's own tensor names. The tensors do not determine strides, so `patch_size` assumes that
+    all convolutions of the stem have stride 2.
 
     Raises:
         XCiTError: if the weights are not those of an XCiT.
@@ -34,16 +35,18 @@ def shape_from_state(state: Mapping[str, Tensor], what: str) -> dict[str, int]:
 
 
 def told_by_weights(config: XCiTConfig, field: str) -> int:
-    """Returns the value of a field of `shape_from_state` for the weights of a model with this config."""
+    """Returns the value of a field, as `shape_from_state` reads it from the weights of a model with this config."""
     value: int = 2 ** len(config.strides) if field == "patch_size" else getattr(config, field)
     return value
 
 
 def config_from_state(state: Mapping[str, Tensor], what: str) -> XCiTConfig:
-    """Returns the config of the model that native weights belong to, with strides of 2.
+    """Returns the config of the known architecture that fits tensors under native names, with strides of 2.
+
+    An architecture is needed because tensors do not determine every field: for example, not `tokens_norm`.
 
     Raises:
-        XCiTError: if the weights fit no known architecture. Tensors do not determine every field (see `tokens_norm`).
+        XCiTError: if the tensors fit no known architecture.
     """
     found = shape_from_state(state, what)
     changes: dict[str, Any] = {name: found.pop(name) for name in ("num_classes", "in_channels")}
@@ -54,32 +57,37 @@ def config_from_state(state: Mapping[str, Tensor], what: str) -> XCiTConfig:
             return dataclasses.replace(config, **changes)
     shape = ", ".join(f"{name} {value}" for name, value in found.items())
     raise XCiTError(
-        f"{what}: no known architecture has {shape}, and the file does not say what it is; build it with "
+        f"{what}: no known architecture has {shape}, and the file does not state its model; build the model with "
         "xcit.XCiT(xcit.XCiTConfig(...)) and load the weights with xcit.load_weights(model, path)"
     )
 
 
 def check_backbone(config: XCiTConfig, state: Mapping[str, Tensor], what: str) -> None:
-    """Checks that weights can belong to a model without classifier.
+    """Checks that weights fit the backbone in `config` and have no classifier.
 
     Raises:
-        XCiTError: if the weights have a classifier, or the tensors belong to another architecture.
+        XCiTError: if the weights have a classifier, or belong to another architecture.
     """
     shape = shape_from_state(state, what)
     num_classes = shape.pop("num_classes")
     for field, theirs in shape.items():
         ours = told_by_weights(config, field)
         if theirs != ours:
-            raise XCiTError(f"{what}: the weights of another architecture: {field} is {theirs}, the model's {ours}")
+            raise XCiTError(
+                f"{what}: the weights of another architecture: their {field} is {theirs}, the model's is {ours}"
+            )
     if num_classes:
         raise XCiTError(
-            f"{what}: a classifier of {num_classes} classes, for a model that has none: load it under a "
-            "classifier's name, or pass num_classes=0 to leave its head out"
+            f"{what}: the weights have a classifier of {num_classes} classes, but the model has none: load them under "
+            "the name of a classifier, or pass num_classes=0 to leave the head out"
         )
 
 
 def architecture_of(config: XCiTConfig) -> str:
-    """Returns the name of a config's architecture, for any classes and channels; else "its own config"."""
+    """Returns the name of the architecture with this config, or "its own config" if there is none.
+
+    Classes, channels, pooling, class attention and stochastic depth are not compared.
+    """
     for name, known in ARCHITECTURES.items():
         fields = ("num_classes", "in_channels", "global_pool", "cls_depth", "drop_path_rate")
         if config == dataclasses.replace(known, **{field: getattr(config, field) for field in fields}):

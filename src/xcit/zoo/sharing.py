@@ -1,4 +1,4 @@
-"""Implements `save_pretrained`, `from_pretrained` and `push_to_hub`."""
+"""Implements the methods `save_pretrained`, `from_pretrained` and `push_to_hub` of models."""
 
 import os
 from collections.abc import Mapping
@@ -24,24 +24,26 @@ from xcit.zoo.stored import describe, load_stored
 def share_stored(
     stored: StoredWeights, folder: Path, *, licence: str = "", report: Path | None = None, overwrite: bool = False
 ) -> StoredWeights:
-    """Writes the weights of a file as a folder, which for a published file also has its figures and sources.
+    """Writes the weights of a file as a model's folder (see `write_folder`).
+
+    For published weights, the folder also contains their published figures and sources.
 
     Args:
-        stored: the weights, of any kind of model and any format.
-        folder: a new or empty folder.
-        licence: licence of the weights; "" means the licence of the published weights, if they are published.
-        report: a report.json of `xcit test`, whose figures go into the model card.
-        overwrite: see `write_folder`.
+        stored: the weights, of any kind of model and in any format.
+        folder: a new or empty folder; with `overwrite`, any folder.
+        licence: licence of the weights; "" means the published licence if the weights were published.
+        report: a report.json of `xcit test`; its figures are written to the model card.
+        overwrite: whether to replace the files of a model that are already in the folder.
 
     Returns:
-        `stored`; for a segmenter or detector, without the list of weights set aside, because the folder contains them.
+        `stored`. For a segmenter or detector, its `set_aside` is empty, because the folder contains all its tensors.
 
     Raises:
-        XCiTError: if the weights are not a whole model, or the folder can't be written.
+        XCiTError: if the head of a segmenter or detector is unknown, or the folder can't be written.
     """
     stated = describe(stored)
     if stored.dense and stored.head is None:
-        raise XCiTError(f"{stored.path}: its head is unknown, so no model of it can be shared")
+        raise XCiTError(f"{stored.path}: its head is unknown, so it can't be written as a model's folder")
     record = known_record(stored)
     shared = Shared(config=stated.config, info=stated.info, licence=licence)
     figures = [] if report is None else measured_figures(report)
@@ -64,7 +66,7 @@ def save_pretrained(
     report: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Writes a model as a folder; see `xcit.XCiT.save_pretrained`."""
+    """Writes a model as a folder, and returns its path; see `xcit.XCiT.save_pretrained`."""
     if is_fused(model):
         raise XCiTError("a fused model can't be saved: save the one it was made from")
     shared = Shared(config=model.config, info=model.info, licence=licence)
@@ -78,11 +80,11 @@ def _write(folder: Path, state: Mapping[str, Tensor], shared: Shared, figures: l
 
 
 def from_pretrained(kind: type[nn.Module], name: str | os.PathLike[str], *, revision: str | None = None) -> Any:
-    """Loads a model from a folder, a file or a repository of the Hub; see `xcit.XCiT.from_pretrained`."""
+    """Loads a model of class `kind` from a folder, a file or a repository; see `xcit.XCiT.from_pretrained`."""
     source = os.fspath(name)
     if revision is not None and (is_file(name) or source.startswith(PREFIX)):
         raise XCiTError(
-            f"{source}: a revision is of a repository of the Hub: write USER/REPO, or {PREFIX}USER/REPO@{revision}"
+            f"{source}: only a repository of the Hub has revisions: write USER/REPO, or {PREFIX}USER/REPO@{revision}"
         )
     if not is_file(name):
         source = f"{PREFIX}{source}" + (f"@{revision}" if revision else "")
@@ -103,9 +105,9 @@ def push_to_hub(
     licence: str = "",
     report: str | os.PathLike[str] | None = None,
 ) -> str:
-    """Writes a model as a folder and uploads it; see `xcit.XCiT.push_to_hub`."""
+    """Writes a model as a folder, uploads it to the Hub, and returns its URL; see `xcit.XCiT.push_to_hub`."""
     if switch := offline_switch():
-        raise XCiTError(f"{repo_id}: not uploaded, {switch} is set")
+        raise XCiTError(f"{repo_id}: not uploaded, because {switch} is set")
     from huggingface_hub import HfApi
 
     api = HfApi(endpoint=hub_endpoint(), token=token, library_name="xcit")
@@ -116,7 +118,7 @@ def push_to_hub(
             found = api.upload_folder(
                 repo_id=repo_id, folder_path=folder, revision=branch, commit_message=commit_message
             )
-        except Exception as error:  # errors of the client or its HTTP library, which differ between versions
+        except Exception as error:  # the exception classes differ between versions of the client and its HTTP library
             cause = error.__cause__ or error
             reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
             raise XCiTError(f"{repo_id}: can't be uploaded to {hub_endpoint()}: {reason}") from error

@@ -1,4 +1,4 @@
-"""The description of a model in a file or folder: its kind, shape, class names and preprocessing."""
+"""Reads and writes statements: descriptions of the model in a file, with its kind, shape, classes and preprocessing."""
 
 import dataclasses
 import json
@@ -12,12 +12,18 @@ from xcit.weights.files import StoredWeights
 from xcit.zoo.kinds import CLASSIFIER, Kind, kind_of_config, kind_of_task
 
 METADATA_KEY = "xcit"
-"""Key in a safetensors file's metadata; its value is JSON with the task, shape, class names and preprocessing."""
+"""The key in a file's metadata whose value is the statement, as JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Statement:
-    """The description of a model in a file: its kind, its config, and its info if it has one."""
+    """The description of a model in a file.
+
+    Attributes:
+        kind: the kind of the model: classifier, segmenter or detector.
+        config: the config (shape) of the model.
+        info: the class names and preprocessing of the model; None if they are not known.
+    """
 
     kind: Kind[Any, Any, Any]
     config: Any
@@ -25,10 +31,10 @@ class Statement:
 
 
 def statement_content(config: Any, info: Any | None) -> dict[str, Any]:
-    """Returns a statement as a dict for JSON."""
+    """Returns the statement about a model with this config and info, as a dict for JSON."""
     kind = kind_of_config(config)
     content: dict[str, Any] = {"config": dataclasses.asdict(config)}
-    if kind is not CLASSIFIER:  # the first files had no task, and all were classifiers
+    if kind is not CLASSIFIER:  # files of classifiers state no task, as in the first version of this package
         content["task"] = kind.task
     if info is not None:
         content["info"] = dataclasses.asdict(info)
@@ -36,24 +42,24 @@ def statement_content(config: Any, info: Any | None) -> dict[str, Any]:
 
 
 def model_metadata(config: Any, info: Any | None) -> dict[str, str]:
-    """Returns the metadata of a safetensors file."""
+    """Returns the metadata for a safetensors file, with the statement about a model."""
     return {METADATA_KEY: json.dumps(statement_content(config, info)), "format": "pt"}
 
 
 def read_metadata(stored: StoredWeights) -> Statement | None:
-    """Returns the statement in a file's metadata; None if this package did not write them.
+    """Returns the statement in a file's metadata; None if the metadata contain no statement.
 
     Raises:
-        XCiTError: if the metadata are not what `model_metadata` writes.
+        XCiTError: if the statement is not valid.
     """
     return statement_of(stored.metadata[METADATA_KEY], str(stored.path)) if METADATA_KEY in stored.metadata else None
 
 
 def statement_of(text: str, name: str) -> Statement:
-    """Returns the statement in the text that `model_metadata` stores under `METADATA_KEY`.
+    """Reads a statement from JSON.
 
     Args:
-        text: the JSON.
+        text: the value of `METADATA_KEY` in the metadata.
         name: name of the file, for error messages.
 
     Raises:
@@ -68,11 +74,11 @@ def statement_of(text: str, name: str) -> Statement:
 
 
 def read_statement(content: Mapping[str, Any], what: str) -> Statement:
-    """Returns the statement in a dict that `statement_content` returned.
+    """Reads a statement from a dict of the form that `statement_content` returns.
 
     Args:
-        content: the dict, as read from JSON.
-        what: start of an error message.
+        content: the dict.
+        what: beginning of the error message.
 
     Raises:
         XCiTError: if the content is not valid.

@@ -1,4 +1,8 @@
-"""Describes the model in a file or folder, and builds models from their stored weights."""
+"""Describes the model in a weights file or folder, and builds models from stored weights.
+
+Native tensor names are this package's own names, in contrast to those of the official code, timm and mmpretrain. A
+statement is the description of a model: its kind, config (shape) and info (class names and preprocessing).
+"""
 
 import os
 from collections.abc import Callable, Mapping
@@ -24,10 +28,10 @@ from xcit.zoo.statement import Statement, model_metadata, read_metadata
 
 
 def save_model(model: nn.Module, path: Path) -> None:
-    """Writes weights, shape, class names and preprocessing to one safetensors file that `get_model` reads.
+    """Writes a model's weights, shape, class names and preprocessing to a safetensors file, which `get_model` can load.
 
     Raises:
-        XCiTError: if the model is fused, or the file can't be written; an existing file is then unchanged.
+        XCiTError: if the model is fused, or the file can't be written. An existing file is then unchanged.
     """
     if is_fused(model):
         raise XCiTError("a fused model can't be saved: save the one it was made from")
@@ -36,7 +40,9 @@ def save_model(model: nn.Module, path: Path) -> None:
 
 
 def origin_of(stored: StoredWeights) -> Statement | None:
-    """Returns the statement in a file, or that of the same published file; None if its origin is unknown.
+    """Returns the statement in a file's metadata or, if the file is a published one, about the published model.
+
+    It returns None if there is no statement and the file is not a published one.
 
     Raises:
         XCiTError: if the file's metadata can't be read.
@@ -48,12 +54,17 @@ def origin_of(stored: StoredWeights) -> Statement | None:
 
 
 def describe(stored: StoredWeights, *, has_strides: bool = False) -> Statement:
-    """Returns the statement of a file: from its metadata, else from its origin, else from its tensors.
+    """Returns the statement about the model in a file.
 
-    In the last case a warning is logged, unless `has_strides` says that the caller knows the stem's strides.
+    If the model is identified by neither the metadata nor the name or SHA-256 of the file, the statement is derived
+    from the tensors. Then the stem's strides are assumed, and a warning is logged.
+
+    Args:
+        stored: the file.
+        has_strides: True if the caller knows the strides; then there is no warning.
 
     Raises:
-        XCiTError: if the metadata can't be read, or if there are none and the tensors fit no known architecture.
+        XCiTError: if the metadata can't be read, or the file is unknown and its tensors fit no known architecture.
     """
     if (stated := origin_of(stored)) is not None:
         return stated
@@ -65,7 +76,9 @@ def describe(stored: StoredWeights, *, has_strides: bool = False) -> Statement:
 
 
 def describe_backbone(stored: StoredWeights, *, has_strides: bool = False) -> XCiTConfig:
-    """Returns the config of the XCiT in a file of any kind of model.
+    """Does what `describe` does, but returns only the config of the XCiT within the model.
+
+    It also works if the head of a segmenter or detector is unknown.
 
     Raises:
         XCiTError: as in `describe`.
@@ -79,7 +92,7 @@ def describe_backbone(stored: StoredWeights, *, has_strides: bool = False) -> XC
 
 
 def read_weights(path: str | os.PathLike[str], *, key: str | None = None) -> StoredWeights:
-    """Reads a file of any kind of model and any format, see `read_checkpoint`, or a folder, see `read_folder`."""
+    """Reads a model's folder (see `read_folder`), or a weights file of any kind and format (see `read_checkpoint`)."""
     path = Path(path)
     if key is None and is_folder(path):
         return read_folder(path)
@@ -87,34 +100,34 @@ def read_weights(path: str | os.PathLike[str], *, key: str | None = None) -> Sto
 
 
 def read_verified(path: Path, *, key: str | None = None) -> StoredWeights:
-    """Reads a file, and raises an error if its tensors do not match its digest."""
+    """Does what `read_weights` does; raises an `XCiTError` if the tensors do not match the digest in the metadata."""
     stored = read_weights(path, key=key)
     expected = stored.metadata.get("digest")
     if expected is not None and digest(stored.whole) != expected:
-        raise XCiTError(f"{stored.path}: damaged: its tensors do not match the digest it was written with")
+        raise XCiTError(f"{stored.path}: damaged: its tensors do not match the digest in its metadata")
     return stored
 
 
 def load_file(path: Path, changes: Changes = UNCHANGED) -> XCiT:
-    """Builds the classifier or feature backbone of a weights file, in any format.
+    """Builds the classifier or feature backbone in a weights file of any format.
 
     Raises:
-        XCiTError: if the file can't be read, its model is unknown, or it holds a detector or segmenter.
+        XCiTError: if the file can't be read, its model is unknown, or it contains a detector or segmenter.
     """
     return load_classifier(read_verified(path), changes)
 
 
 def load_classifier(stored: StoredWeights, changes: Changes = UNCHANGED) -> XCiT:
-    """Does the same as `load_file` for a file that has been read."""
+    """Does what `load_file` does, for a file that has already been read."""
     _check_kind(CLASSIFIER, stored)
     return CLASSIFIER.require(load_stored(stored, changes), str(stored.path))
 
 
 def load_stored(stored: StoredWeights, changes: Changes = UNCHANGED) -> Any:
-    """Builds a model of any kind from a file that was read, with the requested changes.
+    """Builds the model, of any kind, from a file that has already been read.
 
     Raises:
-        XCiTError: if the model of the file is unknown.
+        XCiTError: if the model in the file is unknown.
     """
     stated = describe(stored, has_strides=changes.stem_strides is not None)
     _check_kind(stated.kind, stored)
@@ -126,10 +139,14 @@ def load_stored(stored: StoredWeights, changes: Changes = UNCHANGED) -> Any:
 def load_stored_as(
     config: Any, stored: StoredWeights, *, num_classes: int | None = None, changes: Changes = UNCHANGED
 ) -> Any:
-    """Builds a model of a given shape with the weights of a file that was read, with the requested changes.
+    """Builds a model with the shape in `config` from a file that has already been read.
 
-    A segmenter or detector keeps the file's classes. If `num_classes` is given, a classifier's file may have another
-    number of classes; the model then gets the file's head, if there is one.
+    Args:
+        config: the config (shape) of the model.
+        stored: the file.
+        num_classes: for a classifier: if this is not None, the file may have another number of classes than `config`,
+            and the model gets the file's head. A segmenter or detector always gets the file's classes.
+        changes: changes of the shape, which are made after the file is found to fit `config`.
 
     Raises:
         XCiTError: if the weights do not fit.
@@ -137,7 +154,7 @@ def load_stored_as(
     kind = kind_of_config(config)
     _check_kind(kind, stored)
     stated = read_metadata(stored)
-    if changes.in_channels is not None:  # first load with the file's own number of channels
+    if changes.in_channels is not None:  # the file's number of channels is used first; `build_stored` changes it
         found = shape_from_state(stored.state, str(stored.path))["in_channels"]
         config = Changes(in_channels=found).of(config)
     fitting = kind.fit(config, stored, None if stated is None else stated.config, num_classes)
@@ -151,9 +168,9 @@ def load_stored_as(
 
 
 def check_strides(wanted: XCiTConfig, stored: StoredWeights) -> None:
-    """Checks that a model of this config has the strides with which the weights were trained, if these are known.
+    """Checks that a config has the strides with which the weights in a file were trained.
 
-    A config that sets `stem_strides` is accepted with any strides.
+    Nothing is checked if these strides are unknown, or if the config sets `stem_strides`.
 
     Raises:
         XCiTError: if the strides differ.
@@ -164,39 +181,39 @@ def check_strides(wanted: XCiTConfig, stored: StoredWeights) -> None:
     theirs = known.kind.backbone(known.config).strides
     if not wanted.stem_strides and len(theirs) == len(wanted.strides) and theirs != wanted.strides:
         raise XCiTError(
-            f"{stored.path}: its stem has strides {', '.join(map(str, theirs))}, the model's "
-            f"{', '.join(map(str, wanted.strides))}: load the file by itself, or pass stem_strides"
+            f"{stored.path}: its stem has strides {', '.join(map(str, theirs))}, but the model's stem has "
+            f"{', '.join(map(str, wanted.strides))}: load the file by its path alone, or pass stem_strides"
         )
 
 
 def _check_kind(kind: Kind[Any, Any, Any], stored: StoredWeights) -> None:
-    """Checks that weights belong to this kind of model.
+    """Checks that the weights in a file belong to this kind of model.
 
     Raises:
-        XCiTError: if the weights belong to another kind of model.
+        XCiTError: if they belong to another kind of model.
     """
     if kind is CLASSIFIER:
         if stored.dense:
             raise XCiTError(
-                f"{stored.path}: the backbone of a detection or segmentation model, without class attention; "
-                "use xcit.get_backbone(..., pretrained=...)"
+                f"{stored.path}: the weights of a detector or segmenter, without class attention; use "
+                "xcit.get_backbone(..., pretrained=...)"
             )
     elif not stored.dense:
         raise XCiTError(
-            f"{stored.path}: not the weights of a {kind.name}: the weights of a classifier or backbone, for a "
-            f"{kind.name}'s start in training (backbone_weights), or for xcit.get_backbone(..., pyramid=True)"
+            f"{stored.path}: not the weights of a {kind.name}, but of a classifier or backbone: use them to train a "
+            f"{kind.name} (backbone_weights), or with xcit.get_backbone(..., pyramid=True)"
         )
     elif stored.head not in kind.heads:
         raise XCiTError(f"{stored.path}: not the weights of a {kind.name}: its head is {stored.head or 'unknown'}")
 
 
 def load_weights(model: XCiT, path: str | os.PathLike[str], *, key: str | None = None) -> None:
-    """Loads a file in any format into a model of your own shape; all names and shapes must match.
+    """Loads a weights file of any format into a model of any shape; all tensor names and shapes must match.
 
     Args:
-        model: its weights are replaced.
+        model: the model, whose weights are replaced.
         path: the file.
-        key: which weights to take if the file has several sets, see `get_model`.
+        key: the key of the weights to load if the file contains several sets of weights, see `get_model`.
 
     Raises:
         XCiTError: if the file can't be read or does not fit.
@@ -207,7 +224,13 @@ def load_weights(model: XCiT, path: str | os.PathLike[str], *, key: str | None =
 
 
 def build_stored(config: Any, state: Mapping[str, Tensor], what: str, changes: Changes = UNCHANGED) -> Any:
-    """Builds a model of this shape with these weights, in evaluation mode; with `changes`, both are changed first.
+    """Builds a model from a config and weights, in evaluation mode.
+
+    Args:
+        config: the config (shape) of the model.
+        state: the weights under their native names.
+        what: the file of the weights, for error messages.
+        changes: changes of the shape; config and weights are changed before the model is built.
 
     Raises:
         XCiTError: if names or shapes differ; the message lists them.
@@ -226,10 +249,12 @@ def build_stored(config: Any, state: Mapping[str, Tensor], what: str, changes: C
 
 
 def check_claims(config: Any, num_tensors: int, what: str) -> None:
-    """Checks that a config does not have more layers than there are tensors, before time is spent on building them.
+    """Checks that a config does not state more layers than a file has tensors.
+
+    So a damaged config with a huge number of layers is found before time is spent on building them.
 
     Raises:
-        XCiTError: if the config has more layers.
+        XCiTError: if the config states more layers.
     """
     backbone = kind_of_config(config).backbone(config)
     claims = {"depth": backbone.depth, "cls_depth": backbone.cls_depth, "patch_size": len(backbone.strides)}
@@ -237,19 +262,19 @@ def check_claims(config: Any, num_tensors: int, what: str) -> None:
         if num_layers > num_tensors:
             raise XCiTError(
                 f"{what} does not fit the model: its {num_tensors:,} tensors can't be those of {num_layers:,} layers, "
-                f"as {name} says"
+                f"which its {name} requires"
             )
 
 
 def empty_model(config: Any) -> Any:
-    """Returns a model on the CPU with uninitialised weights, for weights that are loaded next."""
+    """Builds a model on the CPU with uninitialised weights, into which weights are loaded next."""
     model = on_meta(config)
     _give_memory(model)
     return model
 
 
 def _give_memory(model: nn.Module) -> None:
-    # `to_empty` is not used: for the meta device it imports sympy, which takes half as long as torch itself.
+    # `to_empty` is not used: on the meta device it imports sympy, which takes half as long as the import of torch.
     state = {
         name: torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu") for name, tensor in model.state_dict().items()
     }
@@ -260,20 +285,20 @@ def _give_memory(model: nn.Module) -> None:
 
 
 def outline(config: Any) -> dict[str, torch.Size]:
-    """Returns names and shapes of a model's tensors."""
+    """Returns the names and shapes of the tensors of a model with this config."""
     return {name: tensor.shape for name, tensor in on_meta(config).state_dict().items()}
 
 
 def num_parameters(config: Any) -> int:
-    """Returns the number of learned parameters."""
+    """Returns the number of learned parameters of a model with this config."""
     return sum(parameter.numel() for parameter in on_meta(config).parameters())
 
 
 class _NoNormals(TorchFunctionMode):
     """Skips the initialisation of weights from a normal distribution, for models on the meta device.
 
-    On the meta device there are no values to set, and torch would import sympy and its compiler for this, which takes
-    as long as the import of torch.
+    On the meta device there are no values to set. But torch would import sympy and its compiler for this, which takes
+    as long as the import of torch itself.
     """
 
     def __torch_function__(
@@ -288,11 +313,11 @@ def on_meta(config: Any, what: str = "the model") -> nn.Module:
     """Builds a model on the meta device, which has shapes but no values.
 
     Raises:
-        XCiTError: if the config is impossible, because its tensors would have more elements than can be counted.
+        XCiTError: if no model can have this config, for example because its tensors would be too large.
     """
     try:
         with torch.device("meta"), _NoNormals():
             model: nn.Module = kind_of_config(config).build(config)
     except (RuntimeError, OverflowError, TypeError, ZeroDivisionError) as error:
-        raise XCiTError(f"{what}: no model has such a config: {brief(error)}") from error
+        raise XCiTError(f"{what}: no model can have its config: {brief(error)}") from error
     return model

@@ -1,8 +1,9 @@
-"""Reads and writes the `config.json` of timm's classifiers on the Hub, which timm and transformers read.
+"""Reads and writes `config.json` in the format of timm's classifiers on the Hub, for timm and transformers.
 
-timm builds the named architecture, replaces its default arguments with those in `model_args`, and loads weights that
-have timm's names. transformers reads the same file (in its TimmWrapper); there `problem_type` says whether an image may
-have several classes. timm has no stem for a patch size of 4, and no XCiT without class attention.
+From this file, timm builds the architecture in `architecture`, with the arguments in `model_args`, and then loads
+weights with timm's tensor names. transformers reads the same file in its TimmWrapper; for transformers, `problem_type`
+states whether an image may have several classes. timm has no stem for a patch size of 4, and no XCiT without class
+attention.
 """
 
 import math
@@ -35,9 +36,9 @@ _ARGUMENTS = {
     "eta": "layer_scale",
     "in_chans": "in_channels",
 }
-"""timm's name of each argument, and ours."""
+"""Maps the names of timm's arguments to the fields of `XCiTConfig`."""
 
-# Arguments that do not change the outputs of a loaded model: sizes that it does not need, and rates for training.
+# Arguments of timm that are ignored, because they do not change the outputs of a model with loaded weights.
 _IGNORED = (
     "img_size",
     "num_classes",
@@ -52,13 +53,13 @@ _POOLS = {"cls": "token", "avg": "avg", "none": ""}
 
 
 def timm_config(config: XCiTConfig, info: ModelInfo | None) -> dict[str, Any] | None:
-    """Returns the content of `config.json`; None if timm has no such model, or its preprocessing is not known."""
+    """Returns the content of `config.json`; None if timm has no such model, or if `info` is None."""
     if config.stem_strides or config.patch_size not in (8, 16) or not config.cls_depth or info is None:
         return None
     spec = info.preprocessing
     name = _nearest(config)
     base = PUBLISHED_ARCHITECTURES[name]
-    # `layer_scale` is left out, because it is an initial value, which the weights replace.
+    # `layer_scale` is left out, because it is only an initial value, which the weights replace.
     arguments = {
         theirs: getattr(config, ours)
         for theirs, ours in _ARGUMENTS.items()
@@ -84,8 +85,8 @@ def timm_config(config: XCiTConfig, info: ModelInfo | None) -> dict[str, Any] | 
         "fixed_input_size": False,
         "num_classes": config.num_classes,
         "pool_size": None,
-        # timm adapts the convolution of this name to another number of channels; older versions of timm do so even if
-        # the weights already fit.
+        # timm adapts the convolution in `first_conv` to the number of channels. Older versions of timm adapt even
+        # weights that already fit, so `first_conv` is None if the number of channels is not 3.
         "first_conv": "patch_embed.proj.0.0" if config.in_channels == 3 else None,
         "classifier": "head",
     }
@@ -104,20 +105,20 @@ def _nearest(config: XCiTConfig) -> str:
 
 
 def is_timm_config(content: Mapping[str, Any]) -> bool:
-    """Returns whether a `config.json` has timm's form, for any model."""
+    """Returns whether the content of a `config.json` has timm's format; the model need not be an XCiT."""
     return isinstance(content.get("architecture"), str) and content.get("library_name") is None
 
 
 def read_timm_config(content: Mapping[str, Any], name: str, what: str) -> tuple[XCiTConfig, ModelInfo]:
-    """Returns a model's shape, and its class names and preprocessing, from a file that `timm_config` or timm wrote.
+    """Returns the config and info of a model, from a `config.json` that `timm_config` or timm wrote.
 
-    If this package can't prepare images exactly as timm does, the nearest preprocessing is returned, and `info.assumed`
-    is set.
+    If this package has no preprocessing that is exactly timm's, the info contains a similar one, and `info.assumed` is
+    True.
 
     Args:
         content: content of the file.
-        name: name for the model.
-        what: start of an error message.
+        name: name of the model, for the info.
+        what: beginning of the error message.
 
     Raises:
         XCiTError: if the model is not an XCiT, or the content is not valid.
@@ -125,7 +126,7 @@ def read_timm_config(content: Mapping[str, Any], name: str, what: str) -> tuple[
     try:
         match = _ARCHITECTURE.fullmatch(content["architecture"])
         if match is None:
-            raise XCiTError(f"{what}: its architecture is {content['architecture']!r}, which is no XCiT of timm")
+            raise XCiTError(f"{what}: its architecture is {content['architecture']!r}, which is not an XCiT of timm")
         prepared = content.get("pretrained_cfg", content)  # timm's first files had no nested `pretrained_cfg`
         num_classes = content.get("num_classes", prepared.get("num_classes", 1000))
         arguments = content.get("model_args") or {}
@@ -137,7 +138,7 @@ def read_timm_config(content: Mapping[str, Any], name: str, what: str) -> tuple[
         config = from_dict(XCiTConfig, base | named)
         spec, is_exact = _preprocessing(prepared, height, width)
         if len(spec.mean) != config.in_channels or len(spec.std) != config.in_channels:
-            raise XCiTError(f"its mean and std are not of {config.in_channels} channels")
+            raise XCiTError(f"its mean and std do not have {config.in_channels} channels")
         names, ids = _classes(content, prepared, num_classes)
     except KeyError as error:
         raise XCiTError(f"{what}: there is no {error}") from None
@@ -165,7 +166,7 @@ def _fields_of(arguments: Mapping[str, Any], what: str) -> dict[str, Any]:
 
 
 def _preprocessing(prepared: Mapping[str, Any], height: int, width: int) -> tuple[Preprocessing, bool]:
-    """Returns how images are prepared, and whether timm does exactly the same."""
+    """Returns the preprocessing, and whether it is exactly timm's."""
     default = Preprocessing()
     resize_to = math.floor(height / prepared.get("crop_pct", 0.875))
     is_squashed = prepared.get("crop_mode", "center") == "squash"
@@ -189,10 +190,10 @@ def _preprocessing(prepared: Mapping[str, Any], height: int, width: int) -> tupl
 def _classes(
     content: Mapping[str, Any], prepared: Mapping[str, Any], num_classes: int
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Returns the class names, and the names of the classes' folders if these are different.
+    """Returns the class names, and the names of the class folders if these differ from the class names, else ().
 
     timm's own repositories of ImageNet models contain no class names. So a model with 1000 classes and no class names
-    gets the names of ImageNet.
+    gets the class names of ImageNet.
     """
     labels = content.get("label_names", prepared.get("label_names"))
     if labels is None:

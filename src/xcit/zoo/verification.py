@@ -18,7 +18,17 @@ from xcit.zoo.stored import describe, num_parameters, outline, read_weights
 
 @dataclass(frozen=True, kw_only=True)
 class VerifiedWeights:
-    """A file that passed all checks. `digest` covers its tensors; `recorded` says whether its metadata contain it."""
+    """Describes a file that passed all checks.
+
+    Attributes:
+        path: path of the file.
+        format: naming format of its tensors.
+        digest: SHA-256 of its tensors in hex.
+        recorded: whether the file's metadata contain this digest.
+        architecture: name of its architecture, with the head of a segmenter or detector.
+        num_tensors: number of checked tensors.
+        params: number of the model's learned parameters.
+    """
 
     path: Path
     format: str
@@ -30,10 +40,16 @@ class VerifiedWeights:
 
 
 def verify(name_or_path: str | os.PathLike[str], *, progress: DownloadProgress | None = None) -> VerifiedWeights:
-    """Checks digest, names, shapes and values of a file, or of a model of the zoo, which is downloaded if necessary.
+    """Checks the digest, tensor names, shapes and values of a weights file or a published model.
+
+    The file of a published model is downloaded if it is not yet on this machine.
+
+    Args:
+        name_or_path: a published name, or the path or URL of a file.
+        progress: called during a download.
 
     Raises:
-        XCiTError: if a check fails; the message names the first problem.
+        XCiTError: if a check fails; the message states the first problem.
     """
     record = None if is_file(name_or_path) else find_record(os.fspath(name_or_path))
     if record is not None:
@@ -45,13 +61,13 @@ def verify(name_or_path: str | os.PathLike[str], *, progress: DownloadProgress |
     path = stored.path
     found, recorded = digest(stored.whole), stored.metadata.get("digest")
     if recorded is not None and recorded != found:
-        raise XCiTError(f"{path}: damaged: its tensors have digest {found}, the file says {recorded}")
+        raise XCiTError(f"{path}: damaged: its tensors have digest {found}, but the file states {recorded}")
     config = describe(stored).config if record is None else fitting_config(record, stored)
     # If the head is unknown, only the XCiT can be checked.
     state = stored.state if stored.head is None else stored.dense
     check_state(outline(config), state, str(path))
     if bad := nonfinite(state):
-        raise XCiTError(f"{path}: {len(bad)} tensors hold NaN or infinity, the first is {bad[0]}")
+        raise XCiTError(f"{path}: {len(bad)} tensors contain NaN or infinity, the first is {bad[0]}")
     architecture = architecture_of(kind_of_config(config).backbone(config))
     return VerifiedWeights(
         path=path,

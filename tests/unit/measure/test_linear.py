@@ -122,14 +122,14 @@ def test_another_run_is_not_gone_on_with(splits: Path, tiny: XCiT, tmp_path: Pat
     run = tmp_path / "run"
     train(tiny, splits, run, augmented=False, resume=True)  # there is no run yet, so it begins
     before = {path: path.read_bytes() for path in run.iterdir()}
-    with pytest.raises(XCiTError, match="run holds a run already: resume it, or choose another folder"):
+    with pytest.raises(XCiTError, match="run already contains a run: resume it, or choose another folder"):
         train(tiny, splits, run, augmented=False)
     other = {"lrs": (1.0,), "epochs": 5, "augmented": True, "batch_size": 9, "class_weights": (1.0, 2.0, 1.0)}
     for name, value in other.items():
-        with pytest.raises(XCiTError, match=rf"run holds another run: its {name} is .*; choose another folder"):
+        with pytest.raises(XCiTError, match=rf"run contains another run: its {name} is .*; choose another folder"):
             train(tiny, splits, run, **({"augmented": False, "resume": True} | {name: value}))
     tiny.get_parameter("norm.bias").data += 1
-    with pytest.raises(XCiTError, match="run holds another run: its backbone is"):
+    with pytest.raises(XCiTError, match="run contains another run: its backbone is"):
         train(tiny, splits, run, augmented=False, resume=True)
     assert {path: path.read_bytes() for path in run.iterdir()} == before
 
@@ -152,7 +152,9 @@ def test_what_can_t_be_trained_is_told_in_one_line(splits: Path, tiny: XCiT, tmp
         assert not (tmp_path / "run").exists()
         return str(caught.value)
 
-    assert message(batch_size=19) == (f"{splits} has 18 training images, fewer than a batch of 19: take a smaller one")
+    assert message(batch_size=19) == (
+        f"{splits} has 18 training images, fewer than a batch of 19: choose a smaller batch"
+    )
     assert message(class_weights=(1.0, 2.0)) == "2 class_weights for 3 classes: give one for each"
     assert message(lrs=(-1.0,)) == "learning rates are -1.0, must be above 0"
     assert message(data=tmp_path / "no").startswith(f"{tmp_path}/no: no such folder")

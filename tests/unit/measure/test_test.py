@@ -193,8 +193,8 @@ def test_unknown_classes_are_named(setting: Setting) -> None:
     with pytest.raises(XCiTError) as caught:
         setting.test()
     assert str(caught.value) == (
-        f"{setting.data} has 5 classes, and the model's 1000 do not include 'cat', 'dog'"
-        "; a class map says what they are"
+        f"{setting.data} has 5 classes, but the model's 1000 classes do not include 'cat', 'dog'"
+        "; give a class map that maps them to the model's classes"
     )
 
 
@@ -216,12 +216,14 @@ def test_classes_of_ones_own_are_matched_by_name(setting: Setting) -> None:
     assert result.report.confusion.sum(dim=1).tolist() == [2, 2, 2]
     # If two classes have the same name, neither is used.
     save_model(make_model(3, replace(info, class_names=("cat", "bird", "cat"))), Path(setting.checkpoint))
-    with pytest.raises(XCiTError, match="2 of the model's classes are called 'cat': say which by a class map"):
+    with pytest.raises(XCiTError, match="2 of the model's classes are called 'cat': choose one by a class map"):
         setting.test(data=str(data))
     save_model(make_model(3), Path(setting.checkpoint))
     # If the numbers of classes differ, classes can't be matched by order.
     write_images(data, ("worm",))
-    with pytest.raises(XCiTError, match=r"animals has 4 classes, and the model's 3 do not include 'bird', 'cat'"):
+    with pytest.raises(
+        XCiTError, match=r"animals has 4 classes, but the model's 3 classes do not include 'bird', 'cat'"
+    ):
         setting.test(data=str(data))
 
 
@@ -229,7 +231,9 @@ def test_the_checkpoint_must_fit_the_recipe(setting: Setting) -> None:
     save_model(make_model(3), Path(setting.checkpoint))
     with pytest.raises(XCiTError, match="The file has 3 classes, the model 1000"):
         setting.test()
-    with pytest.raises(XCiTError, match="xcit-pico-fashion-mnist is no tiny: its recipe is xcit-pico-fashion-mnist"):
+    with pytest.raises(
+        XCiTError, match="xcit-pico-fashion-mnist does not fit tiny: its recipe is xcit-pico-fashion-mnist"
+    ):
         setting.test(checkpoint="packaged")
 
 
@@ -272,7 +276,7 @@ def test_mistakes_are_named_before_anything_is_downloaded(
 @pytest.mark.parametrize(
     ("config", "asked", "message"),
     [
-        (NANO, {"window": SlidingWindow()}, f"{NANO} trains no segmenter: no window goes over its images"),
+        (NANO, {"window": SlidingWindow()}, f"{NANO} trains no segmenter: a window does not apply"),
         ("sem-fpn_xcit-pico_fashion-scenes", {"protocol": "official"}, "trains no classifier: the published protocols"),
         (
             "mask-rcnn_xcit-pico_fashion-scenes",
@@ -335,7 +339,7 @@ def test_numbered_folders_are_a_models_classes_by_their_numbers(setting: Setting
     assert by_number.report.confusion.sum(dim=1).nonzero().flatten().tolist() == [0, 281, 999]
     assert lines == [
         f"3 classes: 0, 281, 999; 6 images in {setting.data}/val",
-        f"{setting.data}: its classes are numbers: the model's, from 0; 0 is 'n01440764'",
+        f"{setting.data}: its class names are used as the model's class indices, from 0; 0 is 'n01440764'",
     ]
 
 
@@ -361,7 +365,7 @@ def test_a_class_map_says_which_classes_are_meant(setting: Setting) -> None:
     assert torch.equal(mapped.report.confusion, by_wnid.report.confusion)
     assert lines[0] == f"3 classes: 281, toilet tissue, n01440764; 6 images in {setting.data}/val, classes by {path}"
     path.write_text("my cat,281\ntissue,tishue\nfish,1000\n")
-    with pytest.raises(XCiTError, match=r"the model's 1000 do not include '1000', 'tishue'|'tishue', '1000'"):
+    with pytest.raises(XCiTError, match=r"the model's 1000 classes do not include '1000', 'tishue'|'tishue', '1000'"):
         setting.test(class_map=path)
     # A folder with a number as its name is not taken for a class index if other folders have names.
     (Path(setting.data) / "val" / "my cat").rename(Path(setting.data) / "val" / "281")
@@ -375,7 +379,7 @@ def test_a_class_map_says_which_classes_are_meant(setting: Setting) -> None:
     assert torch.equal(setting.test().report.confusion, by_wnid.report.confusion)
     with pytest.raises(XCiTError, match="do not include 'fish', 'my cat'"):
         setting.test(data=f"{setting.data}/val")
-    with pytest.raises(XCiTError, match="takes no class map"):
+    with pytest.raises(XCiTError, match="a class map does not apply"):
         evaluation.test("upernet_xcit-pico_fashion-scenes", "x", "y", class_map=path)
 
 

@@ -69,7 +69,7 @@ def test_unknown_names_stay_and_mixed_ones_are_an_error() -> None:
     assert native.keys() == {"backbone.xcit.blocks.0.scale_xca", "other.weight", "plain"}
     assert dense_from_native(native, PYRAMID).keys() == state.keys()
     assert detect_head(state, HEADS) is None
-    with pytest.raises(XCiTError, match="two tensors are both"):
+    with pytest.raises(XCiTError, match="two tensors are called"):
         dense_from_native(
             {"head.classifier.bias": torch.zeros(1), "decode_head.conv_seg.bias": torch.zeros(1)}, UPERNET
         )

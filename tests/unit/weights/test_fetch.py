@@ -560,7 +560,7 @@ def test_every_source_failed_says_why_and_what_to_do(site: Site, tmp_path: Path)
 
 
 def test_url_that_is_none(tmp_path: Path) -> None:
-    with pytest.raises(FetchError, match="not a URL that can be asked"):
+    with pytest.raises(FetchError, match="not a valid URL"):
         obtain("a", [url_source("http://host:port/a.pth"), url_source("host/a.pth")], tmp_path)
 
 
@@ -638,7 +638,7 @@ def test_mirror_url_without_the_file_gives_way_to_the_sources(
     site.files.clear()
     with pytest.raises(FetchError) as caught:
         obtain("xcit-nano", [source], tmp_path / "other")
-    assert f"mirror {site.url}/mirror (XCIT_MIRROR): none of xcit-nano.safetensors, a.pth" in str(caught.value)
+    assert f"{site.url}/mirror (XCIT_MIRROR): has none of the files xcit-nano.safetensors, a.pth" in str(caught.value)
 
 
 def test_mirror_url_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -774,7 +774,7 @@ def test_offline_switch_asks_nobody(
     with pytest.raises(FetchError) as caught:
         obtain("xcit-nano", [hub_source(), source], tmp_path)
     lines = str(caught.value).splitlines()
-    assert len(lines) == 5 and all(line.endswith(f": not asked, {switch} is set") for line in lines[1:4])
+    assert len(lines) == 5 and all(line.endswith(f": not requested, because {switch} is set") for line in lines[1:4])
     assert site.requests == []
 
     monkeypatch.setenv(switch, "0")

@@ -39,7 +39,7 @@ def quantised(tensor: Tensor) -> Tensor:
 ODD = {
     "a sparse tensor (sparse_coo)": WEIGHT.to_sparse(),
     "quantised (qint8)": quantised(WEIGHT),
-    "without numbers (on torch's meta device)": WEIGHT.to("meta"),
+    "without values (on torch's meta device)": WEIGHT.to("meta"),
     "of complex numbers (complex64)": WEIGHT.to(torch.complex64),
 }
 
@@ -97,11 +97,11 @@ def with_metadata(path: Path, **changes: Any) -> Path:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"depth": 10**6}, "its 217 tensors can't be those of 1,000,000 layers, as depth says"),
-        ({"cls_depth": 10**9}, "tensors can't be those of 1,000,000,000 layers, as cls_depth says"),
+        ({"depth": 10**6}, "its 217 tensors can't be those of 1,000,000 layers, which its depth requires"),
+        ({"cls_depth": 10**9}, "tensors can't be those of 1,000,000,000 layers, which its cls_depth requires"),
         ({"embed_dim": 2**20}, "does not fit the model: 202 other shape"),
-        ({"embed_dim": 2**40}, "no model has such a config"),
-        ({"num_classes": 2**45}, "head.weight is 10x64, the model's 35184372088832x64"),
+        ({"embed_dim": 2**40}, "no model can have its config"),
+        ({"num_classes": 2**45}, "head.weight is 10x64, the model's is 35184372088832x64"),
         (
             {"num_classes": 10**30},
             "num_classes must be a number of at most 64 bits, not 1000000000000000000000000000000",
@@ -128,8 +128,8 @@ def test_metadata_that_are_none(text: str, tmp_path: Path) -> None:
 
 def test_too_many_tensors(tmp_path: Path) -> None:
     more = {f"blocks.{number}.x": STATE["norm.bias"] for number in range(MOST_TENSORS)}
-    torch.save(STATE | more, tmp_path / "a.pth")  # all tensors share a storage, so the archive is small
-    with pytest.raises(XCiTError, match="a state of more than 50,000 tensors"):
+    torch.save(STATE | more, tmp_path / "a.pth")  # all with one storage, so that the archive has few entries
+    with pytest.raises(XCiTError, match="a state dict of more than 50,000 tensors"):
         read_checkpoint(tmp_path / "a.pth")
 
 

@@ -58,7 +58,7 @@ def test_names_and_shapes_that_differ_are_listed() -> None:
         "file.pth does not fit the model: 1 missing, 1 unexpected, 1 other shape",
         "  missing: cls_token 1x1x16",
         "  unexpected: extra.weight 3x4",
-        "  other shape: norm.bias is 17, the model's 16",
+        "  other shape: norm.bias is 17, the model's is 16",
     ]
 
 
@@ -75,8 +75,8 @@ def test_a_long_list_is_cut() -> None:
 @pytest.mark.parametrize(
     ("file_classes", "model_classes", "words"),
     [
-        (1000, 10, ["1000 classes", "the model 10", "num_classes=1000", "reset_classifier(10)"]),
-        (1000, 0, ["1000 classes", "the model none", "num_classes=1000"]),
+        (1000, 10, ["1000 classes", "the model has 10", "num_classes=1000", "reset_classifier(10)"]),
+        (1000, 0, ["1000 classes", "the model has none", "num_classes=1000"]),
         (0, 10, ["no classifier", "num_classes=0", "reset_classifier(10)"]),
     ],
 )

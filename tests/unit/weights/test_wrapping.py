@@ -116,7 +116,7 @@ def test_where_it_is_not_clear_the_message_names_the_keys(tmp_path: Path) -> Non
     with pytest.raises(XCiTError) as caught:
         read(tmp_path, {"state_dict": prefixed("online.", OTHER) | prefixed("target.")})
     assert str(caught.value) == (
-        f"{tmp_path / 'file.pth'} holds several sets of weights: choose one with key (--key) state_dict.online or "
+        f"{tmp_path / 'file.pth'} contains several sets of weights: choose one with key (--key) state_dict.online or "
         "state_dict.target"
     )
     with pytest.raises(XCiTError) as caught:

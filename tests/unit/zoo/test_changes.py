@@ -109,7 +109,7 @@ def test_features_have_the_strides_of_the_stem() -> None:
     assert [tuple(maps.shape) for maps in found(IMAGES[:, :3])] == [(2, 128, 12, 16)] * 2
     with pytest.raises(XCiTError, match="features_only has no head"):
         xcit.get_model("xcit-nano-12-p16", features_only=True, num_classes=5)
-    with pytest.raises(XCiTError, match="out_indices are the blocks of features_only=True"):
+    with pytest.raises(XCiTError, match="out_indices needs features_only=True"):
         xcit.get_model("xcit-nano-12-p16", out_indices=3)  # type: ignore[call-overload]
 
 
@@ -182,5 +182,5 @@ def test_a_file_under_a_models_name_is_prepared_as_assumed(tmp_path: Path) -> No
 
 
 def test_a_key_without_a_file_is_a_mistake() -> None:
-    with pytest.raises(XCiTError, match=re.escape("a key (ema) chooses among the weights of a file")):
+    with pytest.raises(XCiTError, match=re.escape("a key (ema) selects weights in a file")):
         xcit.get_model("xcit-nano-12-p16", pretrained=True, key="ema")

@@ -88,7 +88,7 @@ def test_a_backbone_goes_to_dino_s_format_and_back(tmp_path: Path, suffixes: tup
 
 
 def test_dino_s_format_has_no_place_for_a_classifier(tmp_path: Path, source: Path) -> None:
-    with pytest.raises(XCiTError, match=r"source\.safetensors has a classifier, for which DINO's format has no place"):
+    with pytest.raises(XCiTError, match=r"source\.safetensors has a classifier, but DINO's format contains none"):
         convert(source, tmp_path / "dino.pth", "dino")
     assert not (tmp_path / "dino.pth").exists()
 
@@ -112,7 +112,7 @@ def test_the_student_of_a_full_dino_checkpoint_is_had_by_its_key(tmp_path: Path,
         XCiTError, match=r"full\.pth has no weights under 'ema'; its top-level keys are: student, teacher"
     ):
         convert(path, tmp_path / "other.pth", "xcit", key="ema")
-    with pytest.raises(XCiTError, match=r"source\.safetensors holds one set of weights, under no key"):
+    with pytest.raises(XCiTError, match=r"source\.safetensors contains one set of weights, which has no key"):
         convert(source, tmp_path / "other.pth", "xcit", key="student")
 
 
@@ -182,7 +182,7 @@ def test_the_source_is_never_overwritten(tmp_path: Path, source: Path) -> None:
     link = tmp_path / "link.safetensors"
     link.symlink_to(source)
     for destination in (source, link, tmp_path / "." / source.name):
-        with pytest.raises(XCiTError, match="the file to convert itself"):
+        with pytest.raises(XCiTError, match="is the source file"):
             convert(source, destination, "timm", overwrite=True)
     assert source.read_bytes() == before
 

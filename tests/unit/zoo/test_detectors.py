@@ -125,13 +125,13 @@ def test_a_published_file_loads_strictly_and_comes_back_bit_for_bit(published: P
     assert (verified.architecture, verified.num_tensors) == (f"mask-rcnn on {architecture}", len(original))
     pyramid = get_backbone(published, pyramid=True)
     assert all(torch.equal(tensor, state[f"backbone.{key}"]) for key, tensor in pyramid.state_dict().items())
-    with pytest.raises(XCiTError, match="is no segmenter, which mmseg is the format of"):
+    with pytest.raises(XCiTError, match="is no segmenter, but mmseg is a format for segmenters"):
         convert(published, tmp_path / "no.pth", "mmseg")
 
 
 def test_what_does_not_fit_is_named(published: Path, tmp_path: Path) -> None:
     patch = int(published.stem[1:])
-    with pytest.raises(XCiTError, match=f"patch_size is {patch}, the model's {24 - patch}"):
+    with pytest.raises(XCiTError, match=f"patch_size is {patch}, the model's is {24 - patch}"):
         get_model(detector_name(f"tiny-12-p{24 - patch}"), pretrained=published)
     with pytest.raises(XCiTError, match="embed_dim is 192"):
         get_model(detector_name(f"small-12-p{patch}"), pretrained=published)

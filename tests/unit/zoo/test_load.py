@@ -228,10 +228,10 @@ def test_a_damaged_or_wrong_mirror_file_is_refused(nano: Nano, mirror: Path, tmp
     source = put(nano, "xcit.safetensors", mirror, f"{NAME}.safetensors")
     flip_a_bit(source)
     assert error_of(NAME, pretrained=True) == (
-        f"{source}: damaged: its tensors do not match the digest it was written with"
+        f"{source}: damaged: its tensors do not match the digest in its metadata"
     )
     write_safetensors(source, nano.state | {"norm.bias": torch.full((128,), float("nan"))}, {})
-    assert error_of(NAME, pretrained=True) == f"{source}: tensor norm.bias holds NaN or infinity"
+    assert error_of(NAME, pretrained=True) == f"{source}: tensor norm.bias contains NaN or infinity"
     write_safetensors(source, {name: t for name, t in nano.state.items() if name != "norm.bias"}, {})
     assert "  missing: norm.bias 128" in error_of(NAME, pretrained=True)
     assert source.exists()
@@ -242,7 +242,7 @@ def test_offline_the_error_names_every_source_and_the_way_out(tmp_path: Path) ->
     message = error_of(NAME, pretrained=True)
     assert message.startswith(f"cannot get the weights of {NAME}:\n")
     for source in RECORD.sources:
-        assert f"{source.location}: not asked, XCIT_OFFLINE is set" in message
+        assert f"{source.location}: not requested, because XCIT_OFFLINE is set" in message
     assert "Set XCIT_MIRROR to a folder" in message.splitlines()[-1]
     assert f"`xcit fetch {NAME} --to DIR`" in message
     assert "pretrained=PATH" in message
@@ -348,9 +348,9 @@ def test_a_file_of_another_architecture_lists_what_differs(nano: Nano) -> None:
     lines = error_of("xcit-nano-12-p8", pretrained=path).splitlines()
     assert lines[0].startswith(f"{path} does not fit the model: ")
     assert "  unexpected: stem.3.conv.weight 128x64x3x3" in lines
-    assert "  other shape: stem.0.conv.weight is 16x3x3x3, the model's 32x3x3x3" in lines
+    assert "  other shape: stem.0.conv.weight is 16x3x3x3, the model's is 32x3x3x3" in lines
     lines = error_of("xcit-tiny-12-p16", pretrained=path).splitlines()
-    assert "  other shape: cls_token is 1x1x128, the model's 1x1x192" in lines
+    assert "  other shape: cls_token is 1x1x128, the model's is 1x1x192" in lines
     assert lines[-1].startswith("  ... and ")
 
 
@@ -358,12 +358,12 @@ def test_another_number_of_classes_is_explained(nano: Nano, tmp_path: Path) -> N
     path = tmp_path / "ten.pth"
     write_pickle(path, nano.state | {"head.weight": torch.zeros(10, 128), "head.bias": torch.zeros(10)})
     message = error_of("xcit-nano-12-p16", pretrained=path)
-    assert "The file has 10 classes, the model 1000: pass num_classes=10" in message
+    assert "The file has 10 classes, the model has 1000: pass num_classes=10" in message
     assert "reset_classifier(1000)" in message
     ten: Any = get_model("xcit-nano-12-p16", pretrained=path, num_classes=10)
     assert torch.equal(ten.head.weight, torch.zeros(10, 128))
-    assert ten.info is None  # the classes are not ImageNet's
-    with pytest.raises(XCiTError, match="The file has 10 classes, the model 1000"):
+    assert ten.info is None  # these are not ImageNet's classes
+    with pytest.raises(XCiTError, match="The file has 10 classes, the model has 1000"):
         load_weights(XCiT(ARCHITECTURES["nano-12-p16"]), path)
 
 
@@ -408,7 +408,7 @@ def test_a_dino_backbone_has_no_classifier(nano: Nano, file: str) -> None:
 def test_a_dense_checkpoint_is_for_get_backbone(nano: Nano) -> None:
     path = nano.file("dense.pth")
     message = error_of("xcit-nano-12-p16", pretrained=path)
-    assert message.startswith(f"{path}: the backbone of a detection or segmentation model")
+    assert message.startswith(f"{path}: the weights of a detector or segmenter")
     assert "xcit.get_backbone(" in message
     assert "\n" not in message
 
@@ -554,8 +554,8 @@ def test_a_url_that_answers_with_something_else_leaves_nothing(
     answers = {
         "page": (b"\n<!DOCTYPE html><html>log in</html>", "is a web page"),
         "error text": (b"Too many requests\n", "is neither a safetensors file nor a PyTorch checkpoint"),
-        "cut off": (whole[: len(whole) // 2], "is cut off or damaged"),
-        "another model": ((tmp_path / "other.pth").read_bytes(), "holds no XCiT weights"),
+        "cut off": (whole[: len(whole) // 2], "is incomplete or damaged"),
+        "another model": ((tmp_path / "other.pth").read_bytes(), "contains no XCiT weights"),
     }
     content, reason = answers[what]
     (folder / "nano.pth").write_bytes(content)

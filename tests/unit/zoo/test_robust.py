@@ -65,8 +65,8 @@ def test_there_are_twelve_and_three_are_only_for_browsers(tmp_path: Path, monkey
         with pytest.raises(XCiTError) as caught:
             xcit.get_model(record.name, pretrained=True)
         assert str(caught.value) == (
-            f"{record.name}: its file can't be downloaded by a program: get it with a browser from {record.by_hand}, "
-            "and give it: pretrained=FILE, or --weights FILE"
+            f"{record.name}: a program can't download its file: download it with a browser from {record.by_hand}, "
+            "and pass it as pretrained=FILE or --weights FILE"
         )
     assert all(record.by_hand.startswith("https://drive.google.com/file/d/") for record in ROBUST)
 

@@ -169,9 +169,9 @@ def test_what_does_not_fit_is_named(published: Path, tmp_path: Path) -> None:
 
 def test_a_classifiers_weights_are_no_segmenters(tmp_path: Path) -> None:
     save_model(XCiT(ARCHITECTURES["tiny-12-p16"]), tmp_path / "classifier.safetensors")
-    with pytest.raises(XCiTError, match=r"the weights of a classifier or backbone, for a segmenter"):
+    with pytest.raises(XCiTError, match=r"not the weights of a segmenter, but of a classifier or backbone"):
         get_model("upernet_xcit-tiny-12-p16_160k_ade20k", pretrained=tmp_path / "classifier.safetensors")
-    with pytest.raises(XCiTError, match=r"is no segmenter, which mmseg is the format of"):
+    with pytest.raises(XCiTError, match=r"is no segmenter, but mmseg is a format for segmenters"):
         convert(tmp_path / "classifier.safetensors", tmp_path / "out.pth", "mmseg")
 
 
@@ -207,7 +207,7 @@ def test_saved_and_loaded(kind: SegmenterKind, tmp_path: Path) -> None:
     assert isinstance(again, Segmenter)
     assert again.info is not None
     assert again.info.class_names == ()
-    with pytest.raises(XCiTError, match="the backbone of a detection or segmentation model"):
+    with pytest.raises(XCiTError, match="the weights of a detector or segmenter"):
         xcit.predict("x.png", tmp_path / "own.safetensors")
 
 

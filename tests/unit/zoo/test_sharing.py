@@ -195,7 +195,7 @@ def test_models_that_timm_has_not(kind: str, tmp_path: Path) -> None:
     model: Any = build(kind)
     model.info = info_of(kind)
     folder = model.save_pretrained(tmp_path / "folder", licence="cc-by-nc-4.0")
-    assert "the package `xcit` alone loads this folder" in (folder / CARD).read_text()
+    assert "Only the package `xcit` can load this folder" in (folder / CARD).read_text()
     back = type(model).from_pretrained(folder)
     assert (back.config, back.info) == (model.config, model.info)
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in back.state_dict().items())
@@ -266,17 +266,19 @@ def bad_folders(folder: Path) -> dict[str, Any]:
         (folder / MANIFEST).unlink()
 
     return {
-        r"model\.safetensors: damaged, or changed since manifest\.json": lambda: (folder / WEIGHTS).write_bytes(
-            b"x" * 99
-        ),
-        r"config\.json: damaged, or changed since manifest\.json": lambda: (folder / CONFIG).write_text("{}"),
-        r"has no weights beside its config\.json": lambda: (folder / WEIGHTS).unlink(),
-        r"its architecture is 'resnet50', which is no XCiT": lambda: edit(architecture="resnet50"),
+        r"model\.safetensors: damaged or changed: its SHA-256 differs from that in manifest\.json": lambda: (
+            folder / WEIGHTS
+        ).write_bytes(b"x" * 99),
+        r"config\.json: damaged or changed: its SHA-256 differs from that in manifest\.json": lambda: (
+            folder / CONFIG
+        ).write_text("{}"),
+        r"has a config\.json but no weights": lambda: (folder / WEIGHTS).unlink(),
+        r"its architecture is 'resnet50', which is not an XCiT": lambda: edit(architecture="resnet50"),
         r"there are 1 label_names for 3 classes": lambda: edit(label_names=["a"]),
         r"model_args has 'use_pos_embed'": lambda: edit(model_args={"use_pos_embed": False}),
-        r"config\.json: can't be read as a model's": lambda: edit(pretrained_cfg=[3]),
-        r"is no XCiT's": lambda: edit(architecture=None),
-        r"manifest\.json: it lists no files": lambda: (folder / MANIFEST).write_text('{"files": 3}'),
+        r"config\.json: can't be read as the config of a model": lambda: edit(pretrained_cfg=[3]),
+        r"is not the config of an XCiT": lambda: edit(architecture=None),
+        r"manifest\.json: contains no list of files": lambda: (folder / MANIFEST).write_text('{"files": 3}'),
         r"manifest\.json: no JSON": lambda: (folder / MANIFEST).write_text("{"),
         r"does not fit the model": lambda: edit(model_args={"patch_size": 16, "depth": 5, "embed_dim": 32}),
     }
@@ -361,10 +363,10 @@ def test_a_report_that_is_none(model: XCiT, tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     for text in ("[]", "{}", '{"data": "a", "num_images": 3}'):
         report.write_text(text)
-        with pytest.raises(XCiTError, match=r"no report\.json of `xcit test`"):
+        with pytest.raises(XCiTError, match=r"is not a report\.json of `xcit test`"):
             model.save_pretrained(tmp_path / "folder", report=report)
     assert not (tmp_path / "folder").exists()
-    with pytest.raises(XCiTError, match="a licence and a report are for the card"):
+    with pytest.raises(XCiTError, match="a licence and a report are only for the model card"):
         convert(xcit.fetch("packaged"), tmp_path / "new.pth", "timm", licence="mit")
 
 
@@ -400,7 +402,9 @@ def test_without_the_hub_the_last_copy_is_used(
     asked = len(hub.asked)
     monkeypatch.setenv("XCIT_OFFLINE", "1")
     close(model, xcit.get_model("hf-hub:me/birds"))
-    with pytest.raises(XCiTError, match=r"hf-hub:me/cats: not asked, XCIT_OFFLINE is set; give a folder"):
+    with pytest.raises(
+        XCiTError, match=r"hf-hub:me/cats: not requested, because XCIT_OFFLINE is set; instead, give a folder"
+    ):
         xcit.get_model("hf-hub:me/cats")
     with pytest.raises(XCiTError, match="me/birds: not uploaded, XCIT_OFFLINE is set"):
         model.push_to_hub("me/birds")
@@ -426,7 +430,7 @@ def test_the_hubs_own_cache_is_read(model: XCiT, hub: Hub, tmp_path: Path, monke
 
 def test_bad_repositories(model: XCiT, hub: Hub, tmp_path: Path) -> None:
     for name in ("hf-hub:me/none", "hf-hub:me/none@v2"):
-        with pytest.raises(XCiTError, match=rf"{name}: HTTP 404 .*: no such repository or revision"):
+        with pytest.raises(XCiTError, match=rf"{name}: HTTP 404 .*: the repository or revision does not exist"):
             xcit.get_model(name)
     for name in ("hf-hub:", "hf-hub:a/b/c", "hf-hub:../x"):
         with pytest.raises(XCiTError, match="is no repository of the Hub: write hf-hub:USER/REPO"):
@@ -439,7 +443,7 @@ def test_bad_repositories(model: XCiT, hub: Hub, tmp_path: Path) -> None:
     assert not [*(tmp_path / "cache").rglob(f"{WEIGHTS}*[!k]")]
     hub.wrong.clear()
     close(model, xcit.get_model("hf-hub:me/birds"))
-    with pytest.raises(XCiTError, match="a revision is of a repository"):
+    with pytest.raises(XCiTError, match="only a repository of the Hub has revisions"):
         XCiT.from_pretrained(folder, revision="main")
 
 

@@ -146,7 +146,7 @@ def test_an_unknown_shape_is_described_with_the_way_out(tmp_path: Path) -> None:
         load_file(path)
     message = str(caught.value)
     assert message.startswith(
-        f"{path}: no known architecture has patch_size 4, embed_dim 16, depth 1, num_heads 2, and the file does not say"
+        f"{path}: no known architecture has patch_size 4, embed_dim 16, depth 1, num_heads 2, and the file does not"
     )
     assert "xcit.load_weights(model, path)" in message
 

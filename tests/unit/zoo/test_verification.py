@@ -60,7 +60,7 @@ def test_a_flipped_bit_is_found(tmp_path: Path, state: dict[str, Tensor]) -> Non
     content = bytearray(path.read_bytes())
     content[-400] ^= 1
     path.write_bytes(content)
-    with pytest.raises(XCiTError, match=rf"flipped\.safetensors: damaged: .* the file says {digest(state)}"):
+    with pytest.raises(XCiTError, match=rf"flipped\.safetensors: damaged: .* the file states {digest(state)}"):
         verify(path)
 
 
@@ -71,7 +71,7 @@ def test_values_that_are_no_numbers_are_found(tmp_path: Path, state: dict[str, T
     state["norm.bias"][0] = bad
     write_safetensors(path, state, {})
     with pytest.raises(
-        XCiTError, match=r"2 tensors hold NaN or infinity, the first is (blocks\.3\.scale_lpi|norm\.bias)"
+        XCiTError, match=r"2 tensors contain NaN or infinity, the first is (blocks\.3\.scale_lpi|norm\.bias)"
     ):
         verify(path)
 
@@ -88,7 +88,7 @@ def test_a_missing_an_unknown_and_a_reshaped_tensor_are_found(tmp_path: Path, st
         f"{path} does not fit the model: 1 missing, 1 unexpected, 1 other shape",
         "  missing: norm.bias 64",
         "  unexpected: extra 2",
-        "  other shape: norm.weight is 65, the model's 64",
+        "  other shape: norm.weight is 65, the model's is 64",
     ]
 
 

@@ -134,7 +134,7 @@ def test_peft_s_own_adapter_of_our_model(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = adapted(images)
     adapted.save_pretrained(str(tmp_path))
-    with pytest.raises(XCiTError, match="does not say which model it adapts: set base_model_name_or_path"):
+    with pytest.raises(XCiTError, match="does not state the base model: set base_model_name_or_path"):
         xcit.get_model(tmp_path)
     settings = tmp_path / "adapter_config.json"
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"base_model_name_or_path": "packaged"}))
@@ -170,11 +170,11 @@ BAD: dict[str, Callable[[Path], None]] = {
     r"has a adapter_config\.json and no adapter_model": lambda adapter: (
         adapter / "adapter_model.safetensors"
     ).unlink(),
-    r"no adapter of PEFT, or damaged": cut,
+    r"not an adapter of PEFT, or damaged": cut,
     r"adapts nowhere\.pth \(base_model_name_or_path in adapter_config\.json\): cannot read": lambda adapter: edit(
         adapter, base_model_name_or_path="nowhere.pth"
     ),
-    r"learned on other weights than .*other\.safetensors has now": other_weights,
+    r"was trained on other weights than .*other\.safetensors has now": other_weights,
     r"its adapter does not fit packaged": without_config,
 }
 
