@@ -89,14 +89,14 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
     )
     write(tmp_path, "5.png")
     assert problems_of(open_labelled_images(str(tmp_path), "train"))[1] == (
-        f"{path}: 1 images of {tmp_path} left out, because it does not list them: 5.png"
+        f"{path}: 1 images of {tmp_path} left out, because the list lacks them: 5.png"
     )
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("1.png,dog\n2.png,cat\n1.png,cat\n", r"line 3: 1\.png was said to be 'dog' before, now 'cat'"),
+        ("1.png,dog\n2.png,cat\n1.png,cat\n", r"line 3: 1\.png has the class 'cat' here, but 'dog' before"),
         ("1.png,dog\n2.png\n", r"line 2: '2\.png' is not a file and a class"),
         ("1.png,dog\n2.png,\n", r"line 2: '2\.png,' has no file or no class"),
         ("when,where,what\n1,2,3\n", "which of its columns when, where, what are the file and the class"),
@@ -116,5 +116,5 @@ def test_a_class_that_no_file_names_is_an_error(tmp_path: Path) -> None:
     write(tmp_path, "1.png")
     (tmp_path / "labels.csv").write_text("1.png,fox\n")
     (tmp_path / "classes.txt").write_text("cat\ndog\n")
-    with pytest.raises(XCiTError, match="line 1: 'fox' is none of the 2 classes"):
+    with pytest.raises(XCiTError, match="line 1: 'fox' is not one of the 2 classes"):
         open_labelled_images(str(tmp_path), "train")
