@@ -34,19 +34,19 @@ class ClassMap:
     class_of: Mapping[str, str]
 
     def apply(self, images: LabelledImages) -> LabelledImages:
-        """Returns the images with the classes of the class map. Several names in the data set may have one class.
+        """Returns the images with the classes of the class map. Several names in the data set may have the same class.
 
         The result contains only classes that have images. These classes are in the order of the file, or in numerical
         order if all of them are numbers.
 
         Raises:
-            XCiTError: if the class map does not contain a name in the data set.
+            XCiTError: if a name in the data set is missing in the class map.
         """
         absent = [name for name in images.class_ids if name not in self.class_of]
         if absent:
             raise XCiTError(
-                f"{self.source}: {len(absent)} of the {len(images.class_ids)} classes in the data are not in it: "
-                f"{', '.join(map(repr, absent[:_SHOWN]))}{', ...' if len(absent) > _SHOWN else ''}"
+                f"{self.source}: {len(absent)} of the {len(images.class_ids)} classes in the data are missing in this "
+                f"file: {', '.join(map(repr, absent[:_SHOWN]))}{', ...' if len(absent) > _SHOWN else ''}"
             )
         meant = [self.class_of[name] for name in images.class_ids]
         found = set(meant)
@@ -90,7 +90,7 @@ def read_class_map(path: str | os.PathLike[str]) -> ClassMap:
 
 
 def numbered(images: LabelledImages, num_classes: int, where: str) -> LabelledImages:
-    """Uses class names that are numbers as labels; if not all class names are numbers, returns the images unchanged.
+    """If all class names are numbers, uses these numbers as labels; otherwise, returns the images unchanged.
 
     Args:
         images: images with the classes of a class map.

@@ -23,10 +23,10 @@ KNOWN_DATA = (
 )
 
 GROUND_TRUTH_FILES = ("val.txt", "ILSVRC2012_val.txt", "LOC_val_solution.csv")
-"""Names of files with the labels of ImageNet's validation images, if these images are not in class folders.
+"""Possible names of a file with the labels of ImageNet's validation images, if they are not in class folders.
 
-Each line of such a file has a file name and a class, which is an index or a wnid (WordNet id, such as n01440764).
-`LOC_val_solution.csv` is Kaggle's table of the same labels.
+Each line of the file has the name of an image and a class, which is an index or a wnid (WordNet id, such as n01440764).
+`LOC_val_solution.csv` is Kaggle's table of these labels.
 """
 
 
@@ -166,7 +166,7 @@ def open_labelled_images(data: str, split: Split) -> LabelledImages:
             beside.append(file)
         else:
             passed_by.add(file)
-    if sum(map(bool, by_class.values())) <= 1:  # if the images have a list, they are in at most one folder
+    if sum(map(bool, by_class.values())) <= 1:  # images with a list of labels are in at most one folder
         path = find_list(splits.root, place, split)
         if path is not None:
             listed = read_list(path, place, classes)
@@ -174,7 +174,9 @@ def open_labelled_images(data: str, split: Split) -> LabelledImages:
         if split == "val" and beside and not any(by_class.values()):
             return _flat_imagenet(place)
     if beside:
-        problems.append(f"{place}: {len(beside)} images left out: they are in no class folder, so they have no class")
+        problems.append(
+            f"{place}: {len(beside)} images left out: they are not in class folders, so their class is unknown"
+        )
     problems += left_out(place, passed_by)
     images = _class_folders(place, by_class, problems, is_part=split == "val" and splits.has_val)
     return _in_order_of(classes, images) if classes else images
@@ -183,7 +185,7 @@ def open_labelled_images(data: str, split: Split) -> LabelledImages:
 def has_validation(data: str) -> bool:
     """Returns whether a data set for `open_labelled_images` has validation images in addition to training images.
 
-    Data that are not a folder always have validation images.
+    For data that are not a folder, returns True.
     """
     root = Path(data)
     if not root.is_dir():
@@ -208,7 +210,7 @@ def describe_classes(images: LabelledImages) -> str:
 
 
 def problems_of(images: LabelledImages) -> tuple[str, ...]:
-    """Returns one message for each kind of file or folder that was left out."""
+    """Returns the messages about files and folders that were left out when the images were searched."""
     return tuple(getattr(images, "problems", ()))
 
 
@@ -299,7 +301,7 @@ def _class_folders(
 def _in_order_of(classes: Sequence[str], images: ImageFiles) -> ImageFiles:
     """Changes the labels so that the classes are in the order of `classes`, which are the lines of a class file.
 
-    Each line is the name of a class, or the first word of each line is the name of a class.
+    The name of a class is either the whole line or the first word of the line.
     """
     first_words = [line.split()[0] for line in classes]
     names = first_words if set(images.class_ids) <= set(first_words) else list(classes)

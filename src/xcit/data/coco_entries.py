@@ -82,7 +82,7 @@ def as_numbers(category_ids: Iterable[int]) -> tuple[int, ...]:
 def read_images(
     source: Path, texts: bytearray, categories: list[Any], problems: Problems, ids: Ids
 ) -> Iterator[tuple[Any, ...]]:
-    """Yields the images as rows of `IMAGE`; the range of their objects is not set yet.
+    """Yields the images as rows of `IMAGE`. The field `objects` of each row is (0, 0), and is set later.
 
     The file names are appended to `texts`, and the entries of the list 'categories' to `categories`. If an image has no
     height or width in the file, 0 is used.
@@ -143,7 +143,7 @@ def read_categories(entries: Sequence[Any], source: Path, ids: Ids) -> tuple[tup
 
 
 def unused_parent(categories: Sequence[Any], index_of: Mapping[int, int], ids: Ids) -> int | None:
-    """Returns the label of the first category if this category has id 0 and is the supercategory of all others.
+    """Returns the label of the first category if it has the id 0 and is the supercategory of all other categories.
 
     Otherwise, returns None.
     """
@@ -235,7 +235,7 @@ def read_objects(
 def _good_part(segmentation: Any, what: str, problems: Problems) -> Any:
     """Removes the invalid polygons of a mask if at least one polygon is valid; otherwise returns the mask unchanged.
 
-    If the mask is one polygon that is not in a list of polygons, it is put into a list.
+    If the mask is a list of numbers instead of a list of polygons, it is taken as one polygon and put into a list.
     """
     if not isinstance(segmentation, list) or not segmentation:
         return segmentation

@@ -1,7 +1,7 @@
 """Encodes, decodes and checks COCO's masks, which are polygons or run-length encodings (RLE).
 
-RLE goes down the columns of a mask, from left to right. It has the lengths of the runs of 0 and of 1 in turn, which are
-called counts. The counts are a list of numbers or, in packed RLE, a text.
+RLE stores the lengths of the runs of equal pixels, of 0 and of 1 in turn, down the columns of a mask, from left to
+right. These lengths are called counts. They are a list of numbers or, in packed RLE, a text.
 """
 
 from collections.abc import Iterable
@@ -71,7 +71,7 @@ def encode_parts(parts: Iterable[MaskPart], size: tuple[int, int]) -> dict[str, 
         framed[:, 1:-1] = (mask != 0).T
         columns, rows = np.nonzero(np.diff(framed, axis=1))
         found.append((left + columns) * height + top + rows)
-    # An edge is the position, counted down the columns, at which a run of 1 begins or ends. If a run begins where
+    # An edge is the position, counted down the columns, at which a run of ones begins or ends. If a run begins where
     # another run ends, the edge occurs twice. It is removed, which joins the two runs.
     edges, times = np.unique(np.concatenate(found), return_counts=True)
     edges = np.union1d(edges[times == 1], [height * width])
@@ -81,7 +81,7 @@ def encode_parts(parts: Iterable[MaskPart], size: tuple[int, int]) -> dict[str, 
 
 
 def decode_part(rle: dict[str, Any]) -> MaskPart:
-    """Decodes packed RLE to a bool mask of the bounding box only; an empty mask gives a part of 0 x 0 pixels.
+    """Decodes packed RLE to a bool mask of the object's bounding box; an empty mask gives a part of 0 x 0 pixels.
 
     Time and memory depend on the size of the box, not on the size of the image.
     """
@@ -184,9 +184,10 @@ def _rle_problem(rle: dict[str, Any], size: tuple[int, int]) -> str:
 def _unpacked(text: str) -> list[int]:
     """Decodes the text of packed RLE to a list of counts.
 
-    The difference between the codes of a letter and of "0" is a number of six bits. The lower five bits are a part of a
-    count; the lowest part comes first. The sixth bit is 1 if more letters of the same count follow. From the fourth
-    count on, the text contains the difference between a count and the count two positions before.
+    The character code of a letter minus the character code of "0" is a number of six bits. The lower five bits are a
+    part of a count; the least significant part comes first. The sixth bit is 1 if more letters of the same count
+    follow. From the fourth count on, the text contains the difference between the count and the count two positions
+    before.
 
     Raises:
         IndexError: if the last count is cut off.

@@ -31,13 +31,13 @@ _ONLY_FILES = (
     "annotations.json",
     "instances.json",
 )
-"""Possible paths of one JSON file for all images, as CVAT, Label Studio and others write it, for both splits."""
+"""Possible paths of a JSON file with the images of all splits, as CVAT, Label Studio and others write it."""
 
 _IMAGE_FOLDERS = ("{split}2017", "{split}", "images/{split}2017", "images/{split}", "images", ".", "images/default")
 """Possible folders of a split's images, in the order in which they are tried.
 
-They are relative to the folder of the data set. If the data set is given as a JSON file, they are relative to the
-folder of this file, or to its parent folder.
+The paths are relative to the folder of the data set. If the data set is given as a JSON file, the paths are relative to
+the folder of this file, or to the parent of this folder.
 """
 
 
@@ -76,7 +76,7 @@ def _places_of(split: Split) -> list[str]:
 
 
 def _in_any_case(root: Path, place: str) -> Path | None:
-    """Returns the file at the path `place` in the folder `root`, in upper or lower case; None if there is no file."""
+    """Returns the file at the path `place` in the folder `root`, in upper or lower case; None if it does not exist."""
     if (root / place).is_file():
         return root / place
     found = [root]
@@ -104,7 +104,7 @@ def has_annotations_of(data: str, split: Split) -> bool:
 def image_folder(data: Path, source: Path, split: Split, first: Sequence[str]) -> Path:
     """Returns the folder of a split's images: the first possible folder that contains one of the images in `first`.
 
-    If no folder contains one of them, the first possible folder that exists is returned.
+    If there is no such folder, returns the first possible folder that exists.
 
     Args:
         data: path of the data set: a folder or a JSON file.

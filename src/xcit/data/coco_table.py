@@ -22,8 +22,8 @@ class CocoObject:
         area: area in pixels. The evaluation uses it to divide objects into small, medium and large.
         is_crowd: whether this is a group of objects. Groups are not trained on, and detections in a group do not count
             as errors.
-        is_trainable: whether the object is used in training: it is not a group, its area is not 0 or less, and its box
-            overlaps the image and has no side shorter than one pixel.
+        is_trainable: whether the object is used in training: it is not a group, its area is above 0, and its box
+            overlaps the image and has sides of at least one pixel.
         entry: JSON text with the mask of the object; empty if the file has no mask for it.
     """
 

@@ -1,4 +1,4 @@
-"""Prepares annotated images for training a detector: mirrors, resizes and crops them as in the published training.
+"""Prepares annotated images for training a detector: mirrors, resizes and crops them as published for COCO.
 
 Shapes: `h` and `w` are the image's height and width, `C` is its number of channels, `n` is its number of objects.
 """
@@ -19,7 +19,7 @@ from xcit.errors import check_field
 from xcit.images.resize_8bit import Pixels, fitted_size, resize_bilinear_8bit, resize_nearest_8bit
 
 MIN_SIDE = 32
-"""The shortest side of a training image, in pixels; smaller images are not used, as in the published training."""
+"""The shortest side of a training image, in pixels; smaller images are not used, as in the published code."""
 
 
 class AnnotatedImage(NamedTuple):

@@ -27,7 +27,7 @@ from xcit.regular import expanded, regular
 _SPLITS: Mapping[Split, tuple[str, ...]] = {"train": ("train",), "val": ("validation", "val", "valid", "test")}
 
 _COLUMNS = {"image": ("image", "img"), "label": ("label", "labels", "fine_label")}
-"""Names of columns that are recognised as images or labels. The user must give any other name."""
+"""Column names that are recognised as images or labels. If a column has another name, the user must give its name."""
 
 _TYPES = {"image": r"PIL\.Image\.Image|(large_)?binary|struct", "label": r"u?int\d+|(large_)?string"}
 
@@ -82,7 +82,7 @@ class HubImages:
 class HubStream:
     """One split of a data set as a stream of labelled images (see `LabelledStream`), which is read shard by shard.
 
-    The other attributes are explained at `HubImages`.
+    See `HubImages` for the other attributes.
 
     Attributes:
         num_images: number of images in the split.
@@ -134,7 +134,7 @@ class HubStream:
 
 
 def open_hub_images(data: str, split: Split) -> HubImages:
-    """Opens one split of a data set of the Hugging Face Hub, or of a folder in one of the Hub's formats.
+    """Opens one split of a data set of the Hugging Face Hub, or of a folder of Parquet or Arrow files.
 
     The `datasets` library stores a copy of the data in its cache, except for folders from `save_to_disk`. An image is
     read when it is needed.
@@ -170,12 +170,12 @@ def open_hub_images(data: str, split: Split) -> HubImages:
 
 
 def open_hub_stream(data: str, split: Split, num_classes: int | None) -> HubStream:
-    """Opens one split of a data set of the Hugging Face Hub, or of a folder in one of the Hub's formats, as a stream.
+    """Opens one split of a data set of the Hugging Face Hub, or of a folder of Parquet or Arrow files, as a stream.
 
     Args:
         data: `hf-stream:NAME`, with the same parameters as in `open_hub_images`. NAME is a data set of the Hub, which
             is read over the network and not stored; or a folder that `open_hub_images` can open, which is not copied to
-            the cache. `data` may end in `#COUNT`, the number of images, which some data sets do not contain.
+            the cache. `data` may end in `#COUNT`, the number of images. This is needed if the data do not contain it.
         split: see `open_hub_images`.
         num_classes: number of classes; needed if the labels are numbers and the classes have no names.
 

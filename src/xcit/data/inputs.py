@@ -53,7 +53,7 @@ class DataSetImage:
 
 @dataclass(frozen=True)
 class StoredPixels:
-    """An image whose pixels are read as stored, without the EXIF rotation, when `read` is called."""
+    """An image that is read as stored, without the EXIF rotation. It is read when `read` is called."""
 
     name: str
     source: ImageSource
@@ -143,7 +143,8 @@ def open_inputs(words: Sequence[str | os.PathLike[str]], *, split: Split = "val"
             - `@FILE`: a list, where FILE is a path or a URL. Each line is one of the items listed here, but not a
               pattern and not another list. Paths are relative to the current folder.
             - A URL of an image, with any protocol that fsspec supports. If the protocol can list files, a URL that ends
-              in `/` means all images below this folder, and a URL with `*` means all files that match it.
+              in `/` is a folder and stands for all images below it, and a URL with `*` is a pattern and stands for all
+              files that match it.
             - A `.tar`, `.tar.gz` or `.tgz` file or its URL, or `wds:PATTERN` (see `list_shards`). All images in the
               tar files are used, with or without labels.
             - A `.parquet` file or its URL, see `read_parquet`.
@@ -249,7 +250,8 @@ def _urls(word: str, passed_by: PassedBy) -> list[str]:
     # In a URL, a question mark begins the query, so it is not a part of a pattern.
     if not word.startswith(("http://", "https://")) and glob.has_magic(word.partition("?")[0]):
         found = list_urls(word)
-        # Only a pattern that begins with a dot matches hidden files, as for paths. fsspec's "*" also matches them.
+        # As in patterns of paths, only a pattern that begins with a dot may match hidden files. fsspec's "*" matches
+        # them too, so they are removed here.
         urls = (
             found if Path(word).name.startswith(".") else [url for url in found if not Path(url).name.startswith(".")]
         )

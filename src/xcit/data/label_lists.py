@@ -51,7 +51,7 @@ _WNID = re.compile(r"n[0-9]{8}")
 
 @dataclass(frozen=True)
 class ListedImages:
-    """The contents of a list.
+    """The contents of a list of images and their classes.
 
     Attributes:
         items: paths of the image files, each with its label (a class index).
@@ -67,14 +67,14 @@ class ListedImages:
 def find_list(root: Path, place: Path, split: Split) -> Path | None:
     """Returns the path of the list of a split's images; None if there is no list.
 
-    A list of validation images in the form of ImageNet's (see `_is_imagenet`) is ignored if there is no list of
-    training images.
+    A list of validation images in ImageNet's form (see `_is_imagenet`) is ignored if there is no list of training
+    images.
 
     Args:
         root: the folder of the data set.
         place: the folder of the split's images, which may be `root`.
-        split: the split. If it has no list of its own, the list of all images is returned; if this list does not exist
-            either, the list of the training images.
+        split: the split. If it has no list of its own, the list of all images is returned. If this list does not exist
+            either, the list of the training images is returned.
     """
     own = _first(root, place, _STEMS[split])
     if split == "val" and own is not None:
@@ -191,8 +191,8 @@ def _rows(path: Path, image_of: Mapping[str, Path | None]) -> Iterator[tuple[int
 def split_lines(path: Path, lines: Sequence[tuple[int, str]]) -> Iterator[tuple[int, list[str]]]:
     """Splits numbered lines into cells, and yields the number and the cells of each line.
 
-    The separator is a tab, a comma or a semicolon, whichever of these occurs first in this order in the first line. If
-    none occurs there, each line is split at its last white space.
+    The first line determines the separator: a tab if the line contains a tab, else a comma, else a semicolon. If the
+    line contains none of them, each line is split at its last white space.
 
     Raises:
         XCiTError: if the first line of a CSV file has only one column.

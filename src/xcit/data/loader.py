@@ -47,7 +47,7 @@ class AugmentationConfig:
         interpolation: how images are resized.
         flip: probability that an image is mirrored.
         rand_augment: a RandAugment policy in timm's notation; "" turns RandAugment off.
-        color_jitter: largest relative change of brightness, contrast and saturation.
+        color_jitter: largest relative change of brightness, contrast and saturation; 0 turns it off.
         random_erasing: probability that a rectangle of the image is replaced by noise.
         mixup: alpha of Mixup; 0 turns Mixup off.
         cutmix: alpha of CutMix; 0 turns CutMix off.
@@ -129,7 +129,7 @@ class LoaderConfig:
     """How a loader reads images and divides them among processes.
 
     Attributes:
-        batch_size: global batch size: the number of images of a step, in all processes together.
+        batch_size: global batch size: the number of images in a step, in all processes together.
         seed: seed of the order of the images and of all other random numbers.
         num_workers: number of worker processes that read images, per training process. If 0, the training process
             itself reads the images.

@@ -1,4 +1,4 @@
-"""Multi-crop: two large, global crops and several small, local crops of one image, each with its own augmentation."""
+"""Makes two large, global crops and several small, local crops of an image, each with its own augmentation."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -15,8 +15,8 @@ from xcit.images.read import read_image
 from xcit.regular import is_file, regular
 
 KNOWN_LISTS = (
-    "a CSV file, or a folder with train.csv and val.csv, whose first line names the columns: an image's path and its "
-    "class names with spaces between them, or an image's path and a column of 0 and 1 for each class"
+    "a CSV file, or a folder with train.csv and val.csv; the first line names the columns: the path of an image and "
+    "its class names, separated by spaces, or the path of an image and a column of 0 and 1 for each class"
 )
 
 _BITS = {"0": 0, "0.0": 0, "1": 1, "1.0": 1}
@@ -53,7 +53,7 @@ def has_validation_list(data: str) -> bool:
 
 
 def open_multi_label(data: str, split: Split, *, class_ids: tuple[str, ...] = ()) -> MultiLabelImages:
-    """Opens one split of a data set whose images may have several classes.
+    """Opens one split of a data set of images that may have several classes.
 
     Args:
         data: a folder with train.csv and val.csv, or one CSV file. If there is only one file, it is used for both

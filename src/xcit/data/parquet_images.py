@@ -13,13 +13,13 @@ from xcit.extras import need_packages
 from xcit.regular import regular
 
 _COLUMNS = ("image", "img")
-"""Names of columns that are recognised as images. The user must give any other name."""
+"""Column names that are recognised as images. If the column has another name, the user must give its name."""
 
 _ROWS_AT_ONCE = 64
 
 
 def is_parquet(place: str) -> bool:
-    """Returns whether a path or URL has the suffix `.parquet`. It may be followed by `?image=COLUMN`."""
+    """Returns whether a path or URL has the suffix `.parquet`. `?image=COLUMN` may follow the suffix."""
     return re.search(r"\.parquet(\?image=.+)?$", place) is not None
 
 

@@ -1,4 +1,7 @@
-"""Reads files at URLs of any protocol that fsspec supports. If a connection is lost, reading resumes where it ended."""
+"""Reads files at URLs of any protocol that fsspec supports.
+
+If a connection is lost, it is opened again, and reading resumes where it stopped.
+"""
 
 import io
 import os
@@ -36,9 +39,9 @@ def open_url(url: str, *, waits: Sequence[int] = _WAITS) -> BinaryIO:
 
     Args:
         url: a URL that begins with `https://`, `s3://`, `gs://`, `hf://` or another protocol. The library that fsspec
-            uses for the protocol looks for credentials in its usual places. HTTP uses the proxies in the environment
+            uses for the protocol finds credentials in its usual locations. HTTP uses the proxies in the environment
             variables.
-        waits: seconds to wait before each new attempt after a failure; its length is the number of new attempts.
+        waits: seconds to wait before each new attempt after a failure. There are as many new attempts as values.
 
     Raises:
         XCiTError: if the library for the protocol is missing, the server refuses the request, or all attempts fail.
@@ -182,7 +185,7 @@ class _Body(io.RawIOBase):
         if self._position:
             headers["Range"] = f"bytes={self._position}-"
         timeout = ClientTimeout(total=None, sock_connect=_TIMEOUT_SECONDS, sock_read=_TIMEOUT_SECONDS)
-        # `size=1` is not the real size. Without a size, fsspec would first ask the server for it.
+        # `size=1` is not the real size. Without it, fsspec would first request the real size.
         self._file = files.open(path, block_size=0, size=1, headers=headers, timeout=timeout)
         answer = self._file.r.headers
         is_rest = answer.get("Content-Range", "").startswith(f"bytes {self._position}-")

@@ -1,4 +1,4 @@
-"""Labelled images of a stream, which are only decoded when they are needed, and their class names."""
+"""Labelled images of a stream, which are decoded when they are needed, and functions for labels and class names."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -50,9 +50,9 @@ class StreamSample:
 
 
 def unreadable_sample(name: str, reason: str) -> StreamSample:
-    """Returns a sample that stands for a sample that can't be read. Reading it raises an error with the reason.
+    """Returns a replacement for a sample that can't be read; reading the replacement raises an error with the reason.
 
-    So the error is counted and reported in the same way as an unreadable image.
+    So the sample is counted and reported in the same way as an unreadable image.
     """
 
     def refuse() -> bytes:

@@ -139,8 +139,8 @@ class LabelledScenes:
     def _unmasked(self, values: Labels, path: Path) -> Labels:
         if (values == 1).any():
             raise XCiTError(
-                f"{path}: it has pixels of label 1, and the first label maps of {self.source} are masks of 0 and "
-                f"{IGNORED}: write 1 for {self.class_names[1]!r} in all of them"
+                f"{path}: it has pixels of label 1, but the first label maps of {self.source} are masks of 0 and "
+                f"{IGNORED}: write 1 for {self.class_names[1]!r} in all label maps"
             )
         return np.where(values == IGNORED, np.uint8(1), values)
 

@@ -14,7 +14,7 @@ SPLIT_NAMES: Mapping[Split, tuple[str, ...]] = {
     "train": ("train", "training"),
     "val": ("val", "validation", "valid", "test", "testing"),
 }
-"""Accepted names of a split's folder, in upper or lower case. If several folders exist, the first name is used."""
+"""Accepted names of a split's folder, in upper or lower case. The first name for which a folder exists is used."""
 
 _ALL_NAMES = (*SPLIT_NAMES["train"], *SPLIT_NAMES["val"])
 

@@ -42,9 +42,9 @@ class StreamTrainLoader:
 
     It corresponds to `TrainLoader`. A slot is the share of the data for one worker of one process. In each epoch, the
     shards are shuffled and divided among the slots. If there are n slots, each slot yields every n-th part of the
-    global batches. A slot reads its own shards through a shuffle buffer. If these shards have too few images for the
-    epoch, the slot reads them again from the first shard. The order of the images and all random numbers depend only on
-    the seed, the epoch and the number of slots.
+    global batches (see `LoaderConfig.num_parts`). A slot reads its own shards through a shuffle buffer. If these shards
+    have too few images for the epoch, the slot reads them again from the first shard. The order of the images and all
+    random numbers depend only on the seed, the epoch and the number of slots.
 
     Attributes:
         num_steps: number of global batches per epoch. Images that do not fill a batch are left out of the epoch.

@@ -1,4 +1,4 @@
-"""Functions for maps with one cell per patch: finds the largest cells, and enlarges maps to the size of the image."""
+"""Finds the largest cells of maps with one cell per patch, and enlarges such maps to the size of the image."""
 
 from typing import Any, TypeVar
 
@@ -12,7 +12,7 @@ Kind = TypeVar("Kind", bound=np.generic)
 
 
 def largest_cells(maps: Cells, share: float) -> Mask:
-    """Selects as few cells of each map as possible that together have `share` of the map's sum, as DINO's pictures do.
+    """Selects as few cells of each map as possible that together have `share` of the map's sum, as in DINO's pictures.
 
     Args:
         maps: (..., H, W), values of at least 0, or NaN. Cells with NaN are never selected.

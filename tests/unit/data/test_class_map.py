@@ -111,7 +111,7 @@ def test_a_class_that_the_file_has_not_is_named(tmp_path: Path) -> None:
     write(tmp_path, "a", "b", "c", "d", "e")
     (tmp_path / "map.csv").write_text("a,x\n")
     with pytest.raises(
-        XCiTError, match=r"map.csv: 4 of the 5 classes in the data are not in it: 'b', 'c', 'd', \.\.\."
+        XCiTError, match=r"map.csv: 4 of the 5 classes in the data are missing in this file: 'b', 'c', 'd', \.\.\."
     ):
         open_measured(str(tmp_path), 0, str(tmp_path / "map.csv"))
 
