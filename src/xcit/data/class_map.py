@@ -83,7 +83,7 @@ def read_class_map(path: str | os.PathLike[str]) -> ClassMap:
         if not name or not meant:
             raise XCiTError(f"{path}{place}: a name or its class is missing")
         if found.setdefault(name, meant) != meant:
-            raise XCiTError(f"{path}{place}: {name!r} has the class {meant!r} here, but {found[name]!r} before")
+            raise XCiTError(f"{path}{place}: {name!r} has the class {meant!r}, but the class {found[name]!r} before")
     if not found:
         raise XCiTError(f"{path}: an empty class map")
     return ClassMap(str(path), found)

@@ -19,7 +19,7 @@ from xcit.errors import XCiTError
 from xcit.images.read import image_size
 
 _FIRST_TEXT_ID = -(2**62)
-"""The number for the first id that is text; each further id that is text gets the next lower number."""
+"""Ids that are text are replaced by numbers: the first text gets this number, each further text the next lower one."""
 _GREATEST = 2.0**53
 """The largest absolute value of a coordinate, a length or an area that is accepted, in pixels."""
 

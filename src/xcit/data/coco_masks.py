@@ -152,7 +152,7 @@ def _polygons_problem(polygons: list[object]) -> str:
             return "a polygon with a point that is far from any image"
         # The first condition is cheap, and it is false for nearly all polygons. So few outlines are measured.
         if len(polygon) * (max(polygon) - min(polygon)) > _LONGEST_OUTLINE and _outline(polygon) > _LONGEST_OUTLINE:
-            return "a polygon with an outline that is longer than that of any object"
+            return "a polygon with an outline that is too long"
     return ""
 
 

@@ -21,7 +21,7 @@ _ANNOTATION_FILES = (
 )
 """Possible paths of a split's JSON file in the folder of the data set, in the order in which they are tried.
 
-Upper and lower case are treated as equal. `_annotations.coco.json` is the name that Roboflow uses.
+Case is ignored. `_annotations.coco.json` is the name that Roboflow uses.
 """
 
 _ONLY_FILES = (
@@ -76,7 +76,7 @@ def _places_of(split: Split) -> list[str]:
 
 
 def _in_any_case(root: Path, place: str) -> Path | None:
-    """Returns the file at the path `place` in the folder `root`, in upper or lower case; None if it does not exist."""
+    """Returns the file at the path `place` in the folder `root`, ignoring case; None if there is no such file."""
     if (root / place).is_file():
         return root / place
     found = [root]

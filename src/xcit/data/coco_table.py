@@ -102,7 +102,7 @@ class CocoTable(Sequence[CocoImage]):
 
 
 def add_text(texts: bytearray, text: str) -> tuple[int, int]:
-    """Appends a text to `texts`, and returns the positions of its first byte and after its last byte in `texts`."""
+    """Appends a text to `texts`, and returns the start and the end (exclusive) of the text's bytes in `texts`."""
     start = len(texts)
     texts += text.encode(errors="surrogatepass")
     return start, len(texts)

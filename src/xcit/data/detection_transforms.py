@@ -1,4 +1,4 @@
-"""Prepares annotated images for training a detector: mirrors, resizes and crops them as published for COCO.
+"""Prepares annotated images for training a detector: mirrors, resizes and crops them as the published code does.
 
 Shapes: `h` and `w` are the image's height and width, `C` is its number of channels, `n` is its number of objects.
 """

@@ -140,8 +140,8 @@ def open_hub_images(data: str, split: Split) -> HubImages:
     read when it is needed.
 
     The class names come from the type of the label column. If the type has no names, they come from a file
-    `classes.txt` in the folder. If there is no such file, they are the labels of the training split: sorted texts, or
-    the numbers from 0 to the largest label.
+    `classes.txt` in the folder. If there is no such file, the class names are the labels of the training split: sorted
+    texts, or the numbers from 0 to the largest label.
 
     Args:
         data: `hf:NAME`, or `hf:NAME?config=CONFIG&image=COLUMN&label=COLUMN`, where each parameter may be omitted. NAME
@@ -233,7 +233,7 @@ def _parse(data: str, kind: str) -> _Source:
         )
     source = _Source(data, found[1], options, int(found[3] or 0))
     if source.folder is None and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source.name):
-        raise XCiTError(f"{data}: no such folder, and not a name of a data set of the Hugging Face Hub")
+        raise XCiTError(f"{data}: no such folder, and not a valid name of a data set of the Hugging Face Hub")
     return source
 
 
@@ -292,7 +292,7 @@ def _column(source: _Source, what: str, columns: Mapping[str, Any]) -> str:
     if len(found) != 1 or found[0] not in columns:
         which = f"there is no column {wanted}" if wanted else f"it is not clear which column has the {what}s"
         place = f"{source.data.partition('#')[0].partition('?')[0]}?{what}=COLUMN"
-        raise XCiTError(f"{source.data}: {which}; the columns are {', '.join(columns)}; name it as in {place}")
+        raise XCiTError(f"{source.data}: {which}; the columns are {', '.join(columns)}; name the column as in {place}")
     feature = columns[found[0]]
     kind = "struct" if isinstance(feature, dict) and "bytes" in feature else getattr(feature, "dtype", "")
     if not re.fullmatch(_TYPES[what], kind):

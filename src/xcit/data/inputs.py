@@ -137,7 +137,7 @@ def open_inputs(words: Sequence[str | os.PathLike[str]], *, split: Split = "val"
     """Finds the images that a user names.
 
     Args:
-        words: each is one of
+        words: each word is one of the following.
 
             - A file, a folder or a pattern, see `find_images`.
             - `@FILE`: a list, where FILE is a path or a URL. Each line is one of the items listed here, but not a
@@ -251,7 +251,7 @@ def _urls(word: str, passed_by: PassedBy) -> list[str]:
     if not word.startswith(("http://", "https://")) and glob.has_magic(word.partition("?")[0]):
         found = list_urls(word)
         # As in patterns of paths, only a pattern that begins with a dot may match hidden files. fsspec's "*" matches
-        # them too, so they are removed here.
+        # hidden files too, so they are removed here.
         urls = (
             found if Path(word).name.startswith(".") else [url for url in found if not Path(url).name.startswith(".")]
         )

@@ -51,7 +51,7 @@ class _Text:
                 return self.window[self.place : self.place + 1]
 
     def take(self, character: str) -> None:
-        """Skips the next character after white space.
+        """Skips white space and the character after it.
 
         Raises:
             ValueError: if this character is not `character`.

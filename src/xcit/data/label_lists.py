@@ -141,14 +141,15 @@ def read_list(path: Path, place: Path, classes: Sequence[str]) -> ListedImages:
             absent.append(name)
         elif items.setdefault(image, index) != index:
             raise XCiTError(
-                f"{path}, line {number}: {name} has the class {label!r} here, but {class_ids[items[image]]!r} before"
+                f"{path}, line {number}: {name} has the class {label!r}, but it has the class "
+                f"{class_ids[items[image]]!r} in an earlier line"
             )
     if not items:
         raise XCiTError(f"{path}: none of its {len(rows)} images is in {place}; the first: {absent[0]}")
     problems = [
         f"{path}: {len(names)} {what}: {some_of(names)}"
         for what, names in (
-            (f"entries left out, because there is not exactly one image of that name in {place}", absent),
+            (f"entries left out, because there is not exactly one image with this name in {place}", absent),
             (f"images of {place} left out, because the list lacks them", [p.name for p in found if p not in items]),
         )
         if names
@@ -157,7 +158,7 @@ def read_list(path: Path, place: Path, classes: Sequence[str]) -> ListedImages:
 
 
 def _first(root: Path, place: Path, stems: Sequence[str]) -> Path | None:
-    # The folder of the images is searched first, because a list in it may be for this split only.
+    # The folder of the images is searched first, because a list in this folder may be for this split only.
     folders = dict.fromkeys([place, *(root / name for name in _FOLDERS)])
     places = (folder / f"{stem}{suffix}" for folder in folders for stem in stems for suffix in _SUFFIXES)
     return next((path for path in places if path.is_file()), None)
@@ -217,7 +218,8 @@ def _columns(path: Path, head: Sequence[str]) -> tuple[int, int]:
         return (1, 0) if file == 1 or (label == 0 and file is None) else (0, 1)
     if file is None or label is None:
         raise XCiTError(
-            f"{path}: which of its columns {', '.join(head[:8])} are the file and the class? call them file and label"
+            f"{path}: it is not clear which of the columns {', '.join(head[:8])} have the file and the class: call the "
+            "two columns file and label"
         )
     return file, label
 

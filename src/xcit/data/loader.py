@@ -126,7 +126,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderConfig:
-    """How a loader reads images and divides them among processes.
+    """Settings of a loader: how it reads images and divides them among processes.
 
     Attributes:
         batch_size: global batch size: the number of images in a step, in all processes together.
@@ -212,7 +212,7 @@ def collate(samples: Sequence[Sample[Images]]) -> tuple[Any, Tensor, list[str]]:
 
 
 class _PartSampler(Sampler[list[_Key]]):
-    """A sampler that yields the keys of one process, one part of a global batch after another.
+    """A sampler that yields the keys of one process, in one list per part of a global batch.
 
     It yields the parts of all batches of the epoch `epoch`, from the batch with the number `first_step`. If a batch has
     n parts, part k contains every n-th image of the batch, from image k. If there are w processes, process r computes
@@ -286,8 +286,8 @@ class TrainLoader(Generic[Images]):
         images: the images to load.
         transform: a transform from an image to a tensor or to a list of crops.
         config: settings of the loader.
-        groups: the number of each image's group. If given, all images of a part are in the same group, except in the
-            last parts of an epoch.
+        groups: the group number of each image. If given, all images of a part are in the same group, except in the last
+            parts of an epoch.
         collate_fn: the function that makes a batch from a list of samples.
 
     Attributes:
@@ -332,9 +332,9 @@ class TrainLoader(Generic[Images]):
 
 
 def end_workers(loader: DataLoader[Any]) -> None:
-    """Ends the worker processes of a loader, which live until all epochs are finished.
+    """Ends the worker processes of a loader, because they do not end by themselves after the last epoch.
 
-    Without this function, a reference cycle may keep the loader and its workers alive until Python exits. Python then
+    Without this call, a reference cycle may keep the loader and its workers alive until Python exits. Python then
     sends SIGTERM to the workers, but our workers continue for some seconds after SIGTERM (see `prepare_worker`). So a
     successful run would wait for the workers, and end with an error.
     """

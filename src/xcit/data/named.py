@@ -89,7 +89,7 @@ def open_fashion_mnist(split: Split) -> "FashionMNIST":
 def _missing(root: Path, reason: str) -> str:
     return (
         f"Fashion-MNIST is not on this machine and could not be downloaded ({reason}); install Debian's package "
-        f"dataset-fashion-mnist, or put its four IDX files, gunzipped, into {root / 'FashionMNIST' / 'raw'}"
+        f"dataset-fashion-mnist, or put its four IDX files, decompressed, into {root / 'FashionMNIST' / 'raw'}"
     )
 
 

@@ -83,5 +83,7 @@ def _column(path: str, schema: Any, wanted: str) -> str:
     chosen = [name for name in ([wanted] if wanted else _COLUMNS) if name in found]
     if len(chosen) != 1:
         what = f"the column {wanted} has no images" if wanted else "it is not clear which column has the images"
-        raise XCiTError(f"{path}: {what}; the columns are {', '.join(schema.names)}; name it as in {path}?image=COLUMN")
+        raise XCiTError(
+            f"{path}: {what}; the columns are {', '.join(schema.names)}; name the column as in {path}?image=COLUMN"
+        )
     return chosen[0]

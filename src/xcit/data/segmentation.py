@@ -99,7 +99,10 @@ class LabelledScenes:
         """Returns the error message for an image and a label map of different sizes; `size` is the image's (w, h)."""
         image, path = self.items[index]
         height, width = labels.shape
-        return f"{path}: the label map has {width} x {height} pixels, but the image {image.name} {size[0]} x {size[1]}"
+        return (
+            f"{path}: the label map has {width} x {height} pixels, but the image {image.name} has "
+            f"{size[0]} x {size[1]} pixels"
+        )
 
     def image_name(self, index: int) -> str:
         """Returns the name of a scene for messages."""

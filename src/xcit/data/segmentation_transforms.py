@@ -133,7 +133,7 @@ def _is_varied(labels: Labels, max_class_share: float) -> bool:
 
 
 def _distorted(pixels: Pixels) -> Pixels:
-    """Applies mmseg's photometric distortion. Hue and saturation are changed in Pillow's 8-bit HSV, not in OpenCV's."""
+    """Applies mmseg's photometric distortion, but changes hue and saturation in Pillow's HSV, not in OpenCV's HSV."""
     if _chance():
         pixels = _line(pixels, 1, random.uniform(-32, 32))
     contrast_first = _chance()

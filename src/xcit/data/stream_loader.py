@@ -111,8 +111,8 @@ def _check_shards(num_shards: int, world_size: int, num_workers: int) -> None:
         )
     if num_shards < world_size * num_workers:
         raise XCiTError(
-            f"{num_shards} shards can't be divided among {world_size * num_workers} readers ({world_size} processes of "
-            f"{num_workers} workers): set run.num_workers to at most {num_shards // world_size}, or write the data as "
+            f"{num_shards} shards can't be divided among {world_size * num_workers} readers ({world_size} processes with "
+            f"{num_workers} workers each): set run.num_workers to at most {num_shards // world_size}, or write the data as "
             "more, smaller shards"
         )
 
@@ -152,7 +152,7 @@ class _TrainParts(IterableDataset[list[Sample[Tensor]]]):
         return islice(self._slot(epoch, role * self.world_size + self.rank, num_before * self.part_size), num_left)
 
     def _slot(self, epoch: int, slot: int, first: int) -> Iterator[list[Sample[Tensor]]]:
-        """Yields the parts of a slot without end, from the sample with the number `first`."""
+        """Yields the parts of a slot endlessly, from the sample with the number `first`."""
         samples = self._shuffled(epoch, slot, first)
         waiting: deque[StreamSample] = deque()
         for place in count(first, self.part_size):
@@ -168,7 +168,7 @@ class _TrainParts(IterableDataset[list[Sample[Tensor]]]):
             yield part
 
     def _shuffled(self, epoch: int, slot: int, first: int) -> Iterator[StreamSample]:
-        """Yields the samples of a slot in shuffled order, without end, from the sample with the number `first`.
+        """Yields the samples of a slot endlessly, in shuffled order, from the sample with the number `first`.
 
         When all shards of the slot are read, they are read again. The image files of skipped samples are not read, if
         the shards are uncompressed files on disk.

@@ -36,7 +36,7 @@ def open_stream(data: str, split: Split, *, num_classes: int | None = None) -> L
     """Opens a stream of labelled images.
 
     Args:
-        data: one of
+        data: one of the following.
 
             - `hf-stream:NAME`: a data set of the Hugging Face Hub or a folder of Parquet files, see `open_hub_stream`.
             - `wds:PATTERN`: tar shards in WebDataset's format, at paths or URLs. `list_shards` describes patterns, and

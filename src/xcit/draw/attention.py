@@ -26,7 +26,7 @@ _COVARIANCE_COLOURS = "RdBu_r"
 """A colour map in which uncorrelated channels are white."""
 
 _LEFT_OUT = "0.35"
-"""The grey of cells that are not shown. The colour map does not contain this grey."""
+"""The grey of cells that `threshold` excludes. The colour map does not contain this grey."""
 
 _GAP = "0.8"
 """The grey of the gaps between two covariance matrices; white gaps would look like cosines of 0."""
@@ -141,8 +141,8 @@ def draw_channel_attention(covariance: Cells, path: Path, *, title: str) -> None
     """Draws the covariance matrices of XCA for an image: a row per block, a column per head, and one colour bar.
 
     Args:
-        covariance: (L, M, C, C) for L blocks and M heads: the cosine of each query channel (row) and key channel
-            (column), from -1 to 1.
+        covariance: (L, M, C, C) for L blocks and M heads: the cosine between each query channel (row) and each key
+            channel (column), from -1 to 1.
         path: path of the PNG file to write.
         title: title of the picture.
     """

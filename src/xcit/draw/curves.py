@@ -55,9 +55,9 @@ class _Log:
         return [name for name in names if name not in _NO_FIGURES]
 
     def curve(self, lines: Sequence[Mapping[str, Any]], name: str) -> _Curve:
-        """Returns the values of the number `name`, over epochs, or over steps if no epoch was finished.
+        """Returns the curve of a number over epochs, or over steps if no epoch was finished.
 
-        Lines without this number are left out.
+        `name` is the name of the number in the lines, such as "loss". Lines without this number are left out.
         """
         found = [line for line in lines if _is_number(line.get(name))]
         unit = self.steps_per_epoch or 1

@@ -34,7 +34,10 @@ def label_shares(labels: NDArray[np.uint8]) -> dict[int, float]:
 
 
 def shares_of(counts: NDArray[np.int64]) -> dict[int, float]:
-    """Returns the same dict as `label_shares`, but from `counts[k]`, the number of pixels of each label k."""
+    """Returns the same dict as `label_shares`, but computes it from the number of pixels of each label.
+
+    `counts[k]` is the number of pixels of label k. Labels without pixels are left out.
+    """
     order = sorted(np.flatnonzero(counts), key=lambda label: -counts[label])
     return {int(label): float(counts[label] / counts.sum()) for label in order}
 

@@ -28,7 +28,7 @@ SQUARE = [1.0, 1.0, 9.0, 1.0, 9.0, 9.0, 1.0, 9.0]
         ([[*SQUARE, 1e9, 1.0]], "a polygon with a point that is far from any image"),
         ([[*SQUARE, 10**400, 1]], "a polygon with a point that is far from any image"),
         ([[*SQUARE, float("inf"), 1]], "a polygon with a value that is not a finite number"),
-        ([[0, 0, 200_000, 0] * 100], "a polygon with an outline that is longer than that of any object"),
+        ([[0, 0, 200_000, 0] * 100], "a polygon with an outline that is too long"),
         ({"size": [20, 30], "counts": "o" * 2_000_000}, "its packed counts are cut off or invalid"),
         ({"size": [20, 30], "counts": "0" * 2_000_000}, "2,000,000 runs are more than the image can have"),
         ({"size": [20, 30], "counts": [10**400]}, "its counts add up to 1000"),

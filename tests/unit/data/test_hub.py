@@ -181,7 +181,7 @@ def test_columns_that_are_not_clear_are_named_and_can_be_chosen(tmp_path: Path, 
     data = f"hf:{tmp_path / 'images'}"
     assert error_of(data) == (
         f"{data}: it is not clear which column has the images; the columns are image, label, img, fine_label, id; "
-        f"name it as in {data}?image=COLUMN"
+        f"name the column as in {data}?image=COLUMN"
     )
     assert "it is not clear which column has the labels" in error_of(f"{data}?image=img")
     assert "there is no column fine; the columns are" in error_of(f"{data}?image=img&label=fine")
@@ -200,15 +200,15 @@ def test_columns_of_no_known_name(tmp_path: Path, png: Png) -> None:
         data = f"{kind}:{tmp_path / 'images'}"
         assert error_of(data) == (
             f"{data}: it is not clear which column has the images; the columns are picture, y; "
-            f"name it as in {data}?image=COLUMN"
+            f"name the column as in {data}?image=COLUMN"
         )
-        assert error_of(f"{data}?image=picture").endswith(f"name it as in {data}?label=COLUMN")
+        assert error_of(f"{data}?image=picture").endswith(f"name the column as in {data}?label=COLUMN")
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ("hf:/no/such/folder", "hf:/no/such/folder: no such folder, and not a name of a data set"),
+        ("hf:/no/such/folder", "hf:/no/such/folder: no such folder, and not a valid name of a data set"),
         ("hf:a/b?split=x", "hf:a/b?split=x: must be of the form hf:NAME, or hf:NAME?config=NAME"),
         ("hf:a/b#12", "must be of the form hf:NAME"),
         ("hf:", "must be of the form hf:NAME"),

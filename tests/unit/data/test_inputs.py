@@ -107,7 +107,7 @@ def test_parquet() -> None:
     assert names("b.parquet?image=b") == ["b.parquet row 0"]
     Path("damaged.parquet").write_bytes(b"PAR1" + bytes(40) + b"PAR1")
     for word, message in (
-        ("b.parquet", "it is not clear which column has the images; the columns are a, b, text; name it as in"),
+        ("b.parquet", "it is not clear which column has the images; the columns are a, b, text; name the column as in"),
         ("b.parquet?image=text", "the column text has no images"),
         ("nowhere.parquet", r"nowhere\.parquet: no such file"),
         ("damaged.parquet", r"damaged\.parquet: not a readable Parquet file"),

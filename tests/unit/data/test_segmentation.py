@@ -73,7 +73,7 @@ def test_labels_that_are_no_class_are_counted(plain: Path) -> None:
 
 def test_another_size_is_an_error(plain: Path) -> None:
     Image.fromarray(np.zeros((3, 3), np.uint8)).save(plain / "labels/val/a.png")
-    with pytest.raises(XCiTError, match=r"the label map has 3 x 3 pixels, but the image a\.png 3 x 2"):
+    with pytest.raises(XCiTError, match=r"the label map has 3 x 3 pixels, but the image a\.png has 3 x 2"):
         open_scenes(str(plain), "val")[0]
 
 
