@@ -86,7 +86,7 @@ def open_seekable(url: str) -> BinaryIO:
     files, path = _file_system(url, **_OF_HTTP if url.startswith("http") else {})
     try:
         return cast(BinaryIO, files.open(path, "rb"))
-    except Exception as error:  # from the operating system or the protocol's library
+    except Exception as error:  # an error of the operating system or of the protocol's library
         raise XCiTError(f"{url}: cannot be read ({_reason(error)})") from error
 
 
@@ -103,7 +103,7 @@ def list_urls(url: str) -> list[str]:
     try:
         found = files.find(path) if url.endswith("/") else files.glob(path)
         return [str(files.unstrip_protocol(one)) for one in sorted(found)]
-    except Exception as error:  # from the operating system or the protocol's library
+    except Exception as error:  # an error of the operating system or of the protocol's library
         raise XCiTError(f"{url}: its files cannot be listed ({_reason(error)})") from error
 
 
@@ -140,7 +140,7 @@ class _Body(io.RawIOBase):
                 return action()
             except XCiTError:
                 raise
-            except Exception as error:  # from the operating system or the protocol's library
+            except Exception as error:  # an error of the operating system or of the protocol's library
                 self._hang_up()
                 status = _status(error)
                 # If the server refuses the request, another attempt is useless. Statuses that may be temporary are not

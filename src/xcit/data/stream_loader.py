@@ -111,9 +111,9 @@ def _check_shards(num_shards: int, world_size: int, num_workers: int) -> None:
         )
     if num_shards < world_size * num_workers:
         raise XCiTError(
-            f"{num_shards} shards can't be divided among {world_size * num_workers} readers ({world_size} processes with "
-            f"{num_workers} workers each): set run.num_workers to at most {num_shards // world_size}, or write the data as "
-            "more, smaller shards"
+            f"{num_shards} shards can't be divided among {world_size * num_workers} readers ({world_size} processes "
+            f"with {num_workers} workers each): set run.num_workers to at most {num_shards // world_size}, or write the "
+            "data as more, smaller shards"
         )
 
 

@@ -31,8 +31,8 @@ def read_tar(shard: str, num_classes: int) -> Iterator[StreamSample]:
     name. For example, the file `a.b/1.left.jpg` has the key `a.b/1` and the extension `left.jpg`, and the suffix is
     `jpg`, the last part of the extension.
 
-    A sample needs an image file, whose suffix is that of an image format, and a label file. The suffix of a label file
-    is `cls` (the class index as text) or `json` (an object with the class index as "label"). If several files have a
+    A sample needs an image file, with the suffix of an image format, and a label file. The suffix of a label file is
+    `cls` (the class index as text) or `json` (an object with the class index as "label"). If several files have a
     suitable suffix, the first file with an extension of one part is used. If all their extensions have several parts,
     the sample is unreadable. Files with other suffixes, hidden files, and files with a name that begins with two
     underscores are skipped.

@@ -41,7 +41,7 @@ _DPI = 130
 
 
 def require_matplotlib() -> None:
-    """Checks that matplotlib is installed. It is called before the data of a picture are computed.
+    """Checks that matplotlib is installed, so that a missing package is reported before any data are computed.
 
     Raises:
         XCiTError: if matplotlib is not installed.

@@ -68,8 +68,8 @@ def draw_curves(lines: Iterable[Mapping[str, Any]], picture: Path, title: str) -
     """Draws the loss, the results of evaluation and the learning rate of a run over its epochs.
 
     The loss of single steps has a light colour, and the mean loss of each epoch has a dark colour. If a part of the run
-    was logged twice, for example because it was resumed, the later lines are used. If there are no lines, no picture is
-    drawn.
+    was logged twice, for example because the run was resumed, the later lines are used. If there are no lines, no
+    picture is drawn.
 
     Args:
         lines: lines of the log of a run.
