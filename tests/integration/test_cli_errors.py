@@ -137,7 +137,7 @@ ONE_LINE = [
     (f"config {NANO} --run.batch_size 0", "batch_size is 0, must be at least 1"),
     (f"config {NANO} --optimizer.lr -1", "lr is -1.0, must be 0 or more"),
     (f"config {NANO} --augmentation.flip 2", "flip is 2.0, must be in 0..1"),
-    (f"config {NANO} --augmentation.scale 2,3", "scale is (2.0, 3.0), must be two shares of the area, the smaller"),
+    (f"config {NANO} --augmentation.scale 2,3", "scale is (2.0, 3.0), must be two numbers above 0 and at most 1"),
     (f"config {NANO} --preprocessing.image_size 0", "image_size is 0, must be at least 1"),
     (f"config {NANO} --model.num_heads 3", "embed_dim 128 must be a multiple of num_heads 3"),
     # training

@@ -99,7 +99,7 @@ def known_classes(root: Path, place: Path) -> tuple[str, ...]:
     names = parse_class_names(_text(path))
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise XCiTError(f"{path}: the class {twice!r} is there twice")
+        raise XCiTError(f"{path}: the class {twice!r} occurs twice")
     return names
 
 

@@ -78,7 +78,10 @@ class AugmentationConfig:
             check_field(self, name, getattr(self, name) >= 0, "0 or more")
         check_field(self, "num_repeats", self.num_repeats >= 1, "at least 1")
         check_field(
-            self, "scale", 0 < self.scale[0] <= self.scale[1] <= 1, "two shares of the area, the smaller one first"
+            self,
+            "scale",
+            0 < self.scale[0] <= self.scale[1] <= 1,
+            "two numbers above 0 and at most 1, the smaller one first",
         )
 
 
@@ -368,10 +371,10 @@ _SECONDS_AFTER_SIGTERM = 20
 def prepare_worker(_: int) -> None:
     """Prepares a new worker process: limits it to one thread, and sets how it reacts to signals."""
     torch.set_num_threads(1)
-    # Ctrl-C sends SIGINT to every process of a terminal. The main process then finishes its step and saves. It needs
-    # its workers for this, so they ignore SIGINT. A scheduler may send SIGTERM to all processes; a worker then ends
-    # after some seconds. Workers must not ignore SIGTERM: if a program fails, Python sends SIGTERM to the workers and
-    # waits until they end.
+    # Ctrl-C sends SIGINT to every process of a terminal. The main process then finishes its step and saves. The main
+    # process needs its workers until then, so the workers ignore SIGINT. A scheduler may send SIGTERM to all processes;
+    # a worker then ends after some seconds. Workers must not ignore SIGTERM: if a program fails, Python sends SIGTERM
+    # to the workers and waits until they end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_SECONDS_AFTER_SIGTERM))
 

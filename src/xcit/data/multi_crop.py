@@ -54,7 +54,7 @@ class MultiCropConfig:
         check_field(self, "blur", all(0 <= share <= 1 for share in self.blur), "three probabilities in 0..1")
         for name in ("global_scale", "local_scale"):
             low, high = getattr(self, name)
-            check_field(self, name, 0 < low <= high <= 1, "two shares of the area, the smaller one first")
+            check_field(self, name, 0 < low <= high <= 1, "two numbers above 0 and at most 1, the smaller one first")
         check_field(
             self,
             "blur_radius",

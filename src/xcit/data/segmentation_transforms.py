@@ -58,7 +58,7 @@ def to_pixels(image: Image.Image, spec: SegmentationPreprocessing) -> Pixels:
         XCiTError: if the model has another number of channels.
     """
     if len(spec.mean) not in (1, 3):
-        raise XCiTError(f"preprocessing takes 1 or 3 means, not {len(spec.mean)}")
+        raise XCiTError(f"preprocessing needs 1 or 3 means, not {len(spec.mean)}")
     pixels = np.asarray(image.convert("L" if len(spec.mean) == 1 else "RGB"))
     return pixels[..., None] if pixels.ndim == 2 else pixels
 

@@ -112,8 +112,8 @@ def _check_shards(num_shards: int, world_size: int, num_workers: int) -> None:
     if num_shards < world_size * num_workers:
         raise XCiTError(
             f"{num_shards} shards can't be divided among {world_size * num_workers} readers ({world_size} processes "
-            f"with {num_workers} workers each): set run.num_workers to at most {num_shards // world_size}, or write the "
-            "data as more, smaller shards"
+            f"with {num_workers} workers each): set run.num_workers to at most {num_shards // world_size}, or write "
+            "the data as more, smaller shards"
         )
 
 
@@ -170,8 +170,8 @@ class _TrainParts(IterableDataset[list[Sample[Tensor]]]):
     def _shuffled(self, epoch: int, slot: int, first: int) -> Iterator[StreamSample]:
         """Yields the samples of a slot endlessly, in shuffled order, from the sample with the number `first`.
 
-        When all shards of the slot are read, they are read again. The image files of skipped samples are not read, if
-        the shards are uncompressed files on disk.
+        After the last shard of the slot, the first shard is read again. The image files of skipped samples are not read
+        if the shards are uncompressed files on disk.
         """
         order = list(range(self.stream.num_shards))
         random.Random(mix_seeds(self.seed, epoch)).shuffle(order)

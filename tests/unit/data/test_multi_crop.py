@@ -176,7 +176,7 @@ def test_batches_are_lists_of_crops_that_follow_from_seed_epoch_and_image() -> N
         ({"blur": (1.0, 0.1, 2.0)}, r"blur is \(1.0, 0.1, 2.0\), must be three probabilities"),
         (
             {"local_scale": (0.4, 0.05)},
-            r"local_scale is \(0.4, 0.05\), must be two shares of the area, the smaller one first",
+            r"local_scale is \(0.4, 0.05\), must be two numbers above 0 and at most 1, the smaller one first",
         ),
         ({"global_scale": (0.0, 1.0)}, "global_scale is"),
         ({"blur_radius": (2.0, 0.1)}, "blur_radius is"),

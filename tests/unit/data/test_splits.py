@@ -125,7 +125,7 @@ def test_a_file_of_classes_gives_their_order(tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("cat Felis catus\ndog Canis familiaris\n")
     assert classes_and_files(tmp_path, "val")[0] == ("cat", "dog")
     (tmp_path / "classes.txt").write_text("dog\ndog\n")
-    with pytest.raises(XCiTError, match="the class 'dog' is there twice"):
+    with pytest.raises(XCiTError, match="the class 'dog' occurs twice"):
         open_labelled_images(str(tmp_path), "val")
     (tmp_path / "classes.txt").write_text("dog\nbird\n")
     with pytest.raises(XCiTError, match=r"'cat' is not a class in its classes\.txt or class_map\.txt"):
