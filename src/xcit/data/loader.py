@@ -104,8 +104,8 @@ def train_transform(config: AugmentationConfig, spec: Preprocessing) -> ImageTra
         mean = tuple(round(255 * m) for m in spec.mean)
         hyperparameters = {
             "img_mean": mean[0] if num_channels == 1 else mean,
-            "translate_const": int(0.45 * size),  # timm's own limit
-            "interpolation": Image.Resampling.BICUBIC,  # as published; timm's default is a random choice
+            "translate_const": int(0.45 * size),  # the limit that timm uses
+            "interpolation": Image.Resampling.BICUBIC,  # as in the published code; by default, timm chooses at random
         }
         try:
             policy = rand_augment_transform(config.rand_augment, hyperparameters)
@@ -262,7 +262,7 @@ class _PartSampler(Sampler[list[_Key]]):
     def _grouped(self, order: Sequence[int], groups: Sequence[int]) -> list[int]:
         """Reorders images so that all images of a part are in the same group.
 
-        Only the last parts may have images of several groups: those that did not fill a part.
+        Only the last parts may have images of several groups: the images that did not fill a part of one group.
         """
         size, parts = self.config.batch_size // self.config.num_parts, list[list[int]]()
         waiting: dict[int, list[int]] = {}

@@ -203,7 +203,7 @@ def open_scenes(data: str, split: Split, *, ignore_exif: bool = False) -> Labell
 def _folders_of(root: Path, split: Split) -> tuple[Path, Path]:
     """Returns the folders of a split's images and label maps, such as images/train and labels/train.
 
-    If no folder of images exists, the returned folders do not exist either.
+    If there is no folder of images, returns paths of folders that do not exist.
     """
     for name in SPLIT_NAMES[split]:
         for images in (root / "images" / name, root / name / "images"):
