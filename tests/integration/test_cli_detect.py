@@ -54,7 +54,7 @@ def test_made_trained_measured_and_used(xcit, scenes: Path, tmp_path: Path) -> N
     (scenes / "val" / "00002.png").write_text("nothing")
     some = xcit(*arguments, "--out", tmp_path / "some")
     assert some.status == 1
-    assert "xcit: 1 annotations left out, for their mask is malformed: annotation 1 of 00001.png" in some.err
+    assert "xcit: 1 annotations left out, because their mask is invalid: annotation 1 of 00001.png" in some.err
     assert "00002.png: not an image that can be read" in some.err
     assert "xcit: 1 images could not be read and were not measured" in some.err
 

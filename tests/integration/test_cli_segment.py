@@ -46,7 +46,7 @@ def test_made_trained_measured_and_used(xcit, scenes: Path, tmp_path: Path) -> N
     Image.fromarray(np.full((96, 128), 99, np.uint8)).save(scenes / "labels" / "val" / "00001.png")
     some = xcit(*arguments, "--device", "cpu", "--out", tmp_path / "some")
     assert some.status == 1
-    assert "12288 of 12288 pixels have a label that is no class: 99; labels are 0 to 10, or 255" in some.err
+    assert "12288 of 12288 pixels have a label that is not a class: 99; labels are 0 to 10, or 255" in some.err
     assert "xcit: 1 images could not be read and were not measured" in some.err
 
     (scenes / "images" / "val" / "broken.png").write_text("nothing")

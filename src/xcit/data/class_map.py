@@ -1,4 +1,4 @@
-"""Reads class maps: files that say to which class the images of a folder, or of a label in a list, belong."""
+"""Reads class maps. A class map is a file that maps the folder names or the labels of a data set to classes."""
 
 import json
 import os
@@ -16,37 +16,37 @@ _HEADS = (
     frozenset({"name", "folder", "label", "class", "id", "wnid", "from", "data"}),
     frozenset({"class", "class_name", "index", "label", "model", "name", "number", "target", "to"}),
 )
-"""Names of the two columns, which identify the first line as a heading."""
+"""Accepted names of the first and of the second column. If the first line has such names, it is a header."""
 
 _SHOWN = 3
 
 
 @dataclass(frozen=True)
 class ClassMap:
-    """Maps the names of folders or labels in the data to classes.
+    """A map from the names in a data set, which are folder names or labels, to classes.
 
     Attributes:
-        source: the file.
-        class_of: a dict from each name in the data to a class's name, or to its index in plain digits.
+        source: path of the class map file.
+        class_of: maps each name in the data set to the name of a class, or to the index of a class as text ("7").
     """
 
     source: str
     class_of: Mapping[str, str]
 
     def apply(self, images: LabelledImages) -> LabelledImages:
-        """Returns the images with the classes of the file; several names in the data may stand for one class.
+        """Returns the images with the classes of the class map. Several names in the data set may have the same class.
 
-        The result contains only classes that have images. They are in the order of the file, or in numerical order if
-        all classes are numbers.
+        The result contains only classes that have images. These classes are in the order of the file, or in numerical
+        order if all of them are numbers.
 
         Raises:
-            XCiTError: if a class of the images is not in the file.
+            XCiTError: if a name in the data set is missing in the class map.
         """
         absent = [name for name in images.class_ids if name not in self.class_of]
         if absent:
             raise XCiTError(
-                f"{self.source}: {len(absent)} of the {len(images.class_ids)} classes in the data are not in it: "
-                f"{', '.join(map(repr, absent[:_SHOWN]))}{', ...' if len(absent) > _SHOWN else ''}"
+                f"{self.source}: {len(absent)} of the {len(images.class_ids)} classes in the data are missing in this "
+                f"file: {', '.join(map(repr, absent[:_SHOWN]))}{', ...' if len(absent) > _SHOWN else ''}"
             )
         meant = [self.class_of[name] for name in images.class_ids]
         found = set(meant)
@@ -64,11 +64,12 @@ def read_class_map(path: str | os.PathLike[str]) -> ClassMap:
     """Reads a class map.
 
     Args:
-        path: a JSON object that maps names to names or indices; or lines with a name in the data and its class,
-            separated by commas, tabs or spaces. A first line such as `folder,class` counts as a heading.
+        path: a JSON file or a text file. A JSON file has an object that maps each name in the data set to the name or
+            the index of a class. In a text file, each line has a name in the data set and its class, separated by a
+            tab, a comma, a semicolon or spaces. A first line such as `folder,class` is a header.
 
     Raises:
-        XCiTError: if the file can't be read, a line or value is wrong, or a name has two classes.
+        XCiTError: if the file can't be read or is empty, a line or a value is invalid, or a name has two classes.
     """
     path = Path(path)
     try:
@@ -80,31 +81,31 @@ def read_class_map(path: str | os.PathLike[str]) -> ClassMap:
     for place, name, meant in pairs:
         meant = str(int(meant)) if is_number(meant) else meant
         if not name or not meant:
-            raise XCiTError(f"{path}{place}: a name or the class that it means is missing")
+            raise XCiTError(f"{path}{place}: a name or its class is missing")
         if found.setdefault(name, meant) != meant:
-            raise XCiTError(f"{path}{place}: {name!r} means {found[name]!r} before, now {meant!r}")
+            raise XCiTError(f"{path}{place}: {name!r} has the class {meant!r}, but the class {found[name]!r} before")
     if not found:
         raise XCiTError(f"{path}: an empty class map")
     return ClassMap(str(path), found)
 
 
 def numbered(images: LabelledImages, num_classes: int, where: str) -> LabelledImages:
-    """Returns the images with their classes as labels if all classes are numbers; otherwise they are unchanged.
+    """If all class names are numbers, uses these numbers as labels; otherwise, returns the images unchanged.
 
     Args:
         images: images with the classes of a class map.
-        num_classes: number of the model's classes; 0 means the largest number plus one.
-        where: start of an error message.
+        num_classes: number of classes of the model. If 0, the largest class number plus one is used.
+        where: path of the class map, for the start of an error message.
 
     Raises:
-        XCiTError: if a number is not the index of a class.
+        XCiTError: if a class number is not below the number of classes.
     """
     if not all(map(is_number, images.class_ids)):
         return images
     labels = [int(name) for name in images.class_ids]
     count = num_classes or max(labels) + 1
     if max(labels) >= count:
-        raise XCiTError(f"{where}: class {max(labels)} is none of the model's {count}, which count from 0")
+        raise XCiTError(f"{where}: class {max(labels)} does not exist: the model's {count} classes are numbered from 0")
     return with_classes(images, tuple(map(str, range(count))), labels)
 
 
@@ -112,9 +113,9 @@ def _of_json(path: Path, text: str) -> Iterator[tuple[str, str, str]]:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise XCiTError(f"{path}: no JSON: {error}") from None
+        raise XCiTError(f"{path}: not a JSON file: {error}") from None
     if not isinstance(content, dict):
-        raise XCiTError(f"{path}: a class map is an object from names in the data to classes")
+        raise XCiTError(f"{path}: a class map must be a JSON object that maps names in the data to classes")
     for name, meant in content.items():
         if isinstance(meant, bool) or not isinstance(meant, int | str):
             raise XCiTError(f"{path}: the class of {name!r} must be a name or an index")
@@ -128,7 +129,7 @@ def _of_lines(path: Path, text: str) -> Iterator[tuple[str, str, str]]:
     rows = [(number, [cell.strip() for cell in row]) for number, row in split_lines(path, lines)]
     for number, row in rows[1:] if _is_head(rows[0][1]) else rows:
         if len(row) != 2:
-            raise XCiTError(f"{path}, line {number}: {','.join(row)!r} is no name and class")
+            raise XCiTError(f"{path}, line {number}: {','.join(row)!r} is not a name and a class")
         yield f", line {number}", row[0], row[1]
 
 

@@ -1,4 +1,4 @@
-"""Labelled images: class folders, the usual layouts of ImageNet, and data sets known by name."""
+"""Opens labelled images: class folders (one folder per class), the layouts of ImageNet, and named data sets."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,11 +23,15 @@ KNOWN_DATA = (
 )
 
 GROUND_TRUTH_FILES = ("val.txt", "ILSVRC2012_val.txt", "LOC_val_solution.csv")
-"""Labels of a flat folder of validation images: lines of file name and class index or wnid, or Kaggle's table."""
+"""Possible names of a file with labels, for ImageNet's validation images in a folder without class folders.
+
+Each line of the file has the name of an image and a class, which is an index or a wnid (WordNet id, such as n01440764).
+`LOC_val_solution.csv` is Kaggle's table of these labels.
+"""
 
 
 _SHOWN = 5
-"""Number of classes that a message names."""
+"""Number of class names that are listed in a message."""
 
 
 class LabelledImages(Protocol):
@@ -35,14 +39,14 @@ class LabelledImages(Protocol):
 
     @property
     def class_ids(self) -> tuple[str, ...]:
-        """The classes' names on disk, in the order of the labels."""
+        """The names of the classes in the data set, in the order of the labels."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]: ...
 
     def image_name(self, index: int) -> str:
-        """Returns a name of an image for messages."""
+        """Returns the name of an image for messages."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +54,10 @@ class ImageFiles:
     """Image files with labels.
 
     Attributes:
-        items: files, each with the index of its class.
-        class_ids: the classes' names on disk.
-        source: where the files were found.
-        problems: one line for each kind of file or folder that was left out.
+        items: paths of the image files, each with its label (a class index).
+        class_ids: names of the classes, in the order of the labels.
+        source: path of the folder or of the list in which the images were found.
+        problems: one message for each kind of file or folder that was left out.
     """
 
     items: Sequence[tuple[Path, int]]
@@ -74,7 +78,7 @@ class ImageFiles:
 
 @dataclass(frozen=True)
 class KnownImages:
-    """A split of a torchvision data set: its test images are "val", its training images are "train"."""
+    """One split of a torchvision data set; the split "val" has the test images of the data set."""
 
     name: str
     class_ids: tuple[str, ...]
@@ -92,7 +96,7 @@ class KnownImages:
 
 @dataclass(frozen=True)
 class ImageSubset:
-    """Some images of a data set, by index."""
+    """The images of a data set at the given indices."""
 
     images: LabelledImages
     indices: Sequence[int]
@@ -103,7 +107,7 @@ class ImageSubset:
 
     @property
     def source(self) -> str:
-        """Where the data set was found."""
+        """The path where the data set was found; "" if the data set has no path."""
         return getattr(self.images, "source", "")
 
     def __len__(self) -> int:
@@ -120,20 +124,21 @@ def open_labelled_images(data: str, split: Split) -> LabelledImages:
     """Opens one split of a data set.
 
     Args:
-        data: one of the following. If a folder contains only one folder, the inner folder is used.
+        data: one of the following. If a folder contains only one folder, the inner folder is used instead.
 
-            - "fashion-mnist", "cifar10" or "cifar100";
-            - `hf:NAME`: a data set of the Hugging Face Hub or a folder of parquet files, see `open_hub_images`;
-            - a folder `<split>/<class>/<image>`, such as ImageNet's train and val, where the classes are wnids;
-              `SPLIT_NAMES` lists other names of splits;
-            - a folder `<class>/<image>`;
-            - a folder of images with a list of their labels, see `read_list`;
-            - a flat folder of ImageNet's validation images. One of `GROUND_TRUTH_FILES` must be in this folder, in its
-              parent folder, or in the folder `meta` of its parent folder, as in mmpretrain.
-        split: "val" is the split for evaluation. A folder without splits serves as both.
+            - "fashion-mnist", "cifar10" or "cifar100".
+            - `hf:NAME`: a data set of the Hugging Face Hub or a folder of Parquet files, see `open_hub_images`.
+            - A folder with files `<split>/<class>/<image>`. In ImageNet, the splits are train and val, and the classes
+              are wnids. `SPLIT_NAMES` lists the accepted names of splits.
+            - A folder with files `<class>/<image>`.
+            - A folder of images with a list of their labels, see `read_list`.
+            - A folder with ImageNet's validation images and no class folders. One of `GROUND_TRUTH_FILES` must be in
+              this folder, in its parent folder, or in the folder `meta` of its parent folder, as in mmpretrain.
+        split: the split to open; "val" is the split for evaluation. If a folder has no splits, "train" and "val" are
+            the same images.
 
     Raises:
-        XCiTError: if there is no such data set or folder, or it has no images or labels.
+        XCiTError: if the data set or folder does not exist, or has no images or no labels; or if `data` is a stream.
     """
     if data == "fashion-mnist":
         return KnownImages(f"Fashion-MNIST {split}", FASHION_MNIST_CLASSES, open_fashion_mnist(split))
@@ -151,7 +156,7 @@ def open_labelled_images(data: str, split: Split) -> LabelledImages:
         raise XCiTError(f"{data}: no such folder; data is {KNOWN_DATA}")
     splits = find_splits(root)
     place = splits.of(split)
-    problems = [f"{splits.root}: {name} beside its splits is not read" for name in splits.unused]
+    problems = [f"{splits.root}: the folder {name} is not read: it is not a split" for name in splits.unused]
     classes = known_classes(splits.root, place)
     passed_by = PassedBy(known=LIST_NAMES)
     by_class = {entry.name: images_below(entry, passed_by) for entry in subfolders(place, passed_by)}
@@ -161,7 +166,7 @@ def open_labelled_images(data: str, split: Split) -> LabelledImages:
             beside.append(file)
         else:
             passed_by.add(file)
-    if sum(map(bool, by_class.values())) <= 1:  # images with a list are in at most one folder
+    if sum(map(bool, by_class.values())) <= 1:  # images with a list of labels are in at most one folder
         path = find_list(splits.root, place, split)
         if path is not None:
             listed = read_list(path, place, classes)
@@ -169,14 +174,19 @@ def open_labelled_images(data: str, split: Split) -> LabelledImages:
         if split == "val" and beside and not any(by_class.values()):
             return _flat_imagenet(place)
     if beside:
-        problems.append(f"{place}: {len(beside)} images beside its class folders left out: they have no class")
+        problems.append(
+            f"{place}: {len(beside)} images left out: they are not in class folders, so their class is unknown"
+        )
     problems += left_out(place, passed_by)
     images = _class_folders(place, by_class, problems, is_part=split == "val" and splits.has_val)
     return _in_order_of(classes, images) if classes else images
 
 
 def has_validation(data: str) -> bool:
-    """Whether a data set that `open_labelled_images` opens has validation images beside the training images."""
+    """Returns whether a data set for `open_labelled_images` has validation images in addition to training images.
+
+    For data that are not a folder, returns True.
+    """
     root = Path(data)
     if not root.is_dir():
         return True
@@ -185,24 +195,27 @@ def has_validation(data: str) -> bool:
 
 
 def is_folder_without_validation(data: str) -> bool:
-    """Whether a folder has no separate validation images, so that evaluation may use training images."""
+    """Returns whether `data` is a folder without separate validation images.
+
+    For such a folder, `open_labelled_images` returns the training images also for the split "val".
+    """
     return Path(data).is_dir() and not has_validation(data)
 
 
 def describe_classes(images: LabelledImages) -> str:
-    """Describes in one line how many classes and images were found, the first classes, and where they are."""
+    """Returns one line with the number of classes, the first class names, the number of images, and their path."""
     names = images.class_ids
     where = getattr(images, "source", "")
     return f"{len(names)} classes: {some_of(names, _SHOWN)}; {len(images)} images{f' in {where}' if where else ''}"
 
 
 def problems_of(images: LabelledImages) -> tuple[str, ...]:
-    """Returns one line for each kind of file or folder that was left out."""
+    """Returns the messages about files and folders that were left out when the images were searched."""
     return tuple(getattr(images, "problems", ()))
 
 
 def with_classes(images: LabelledImages, class_ids: Sequence[str], labels: Sequence[int]) -> LabelledImages:
-    """Returns the images with other classes; `labels` maps each old label to its new one."""
+    """Returns the same images with the classes `class_ids`; `labels[k]` is the new label for the old label k."""
     if isinstance(images, ImageFiles):
         return replace(
             images, items=[(path, labels[label]) for path, label in images.items], class_ids=tuple(class_ids)
@@ -211,13 +224,18 @@ def with_classes(images: LabelledImages, class_ids: Sequence[str], labels: Seque
 
 
 def measured_by(images: LabelledImages, class_ids: tuple[str, ...], data: str) -> tuple[LabelledImages, str]:
-    """Relabels validation images with the training classes, which are matched by name.
+    """Gives validation images the labels of the training classes; the classes are matched by name.
+
+    Args:
+        images: the validation images.
+        class_ids: names of the training classes.
+        data: path of the validation images, for messages.
 
     Returns:
-        The images, and a line about classes without images; "" if there are none.
+        The images, and a message about training classes without validation images ("" if there are no such classes).
 
     Raises:
-        XCiTError: if an image has a class that was not trained on.
+        XCiTError: if a validation image has a class that is not a training class.
     """
     if images.class_ids == class_ids:
         return images, ""
@@ -226,12 +244,12 @@ def measured_by(images: LabelledImages, class_ids: tuple[str, ...], data: str) -
     if unknown:
         raise XCiTError(
             f"{data}: the training and the validation images have different classes: {_some(unknown)} "
-            f"{'is' if len(unknown) == 1 else 'are'} not among the {len(class_ids)} to train on, "
+            f"{'is' if len(unknown) == 1 else 'are'} not among the {len(class_ids)} training classes, "
             f"{_some(class_ids)}"
         )
     found = set(images.class_ids)
     missing = [name for name in class_ids if name not in found]
-    line = f"{data}: no images to measure on of {len(missing)} of the {len(class_ids)} classes: {_some(missing)}"
+    line = f"{data}: no validation images for {len(missing)} of the {len(class_ids)} classes: {_some(missing)}"
     return with_classes(images, class_ids, [index_of[name] for name in images.class_ids]), line if missing else ""
 
 
@@ -241,7 +259,7 @@ def _some(names: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class _Relabelled:
-    """Images whose labels are replaced by those of other classes."""
+    """Images with replaced labels and classes: `labels[k]` is the new label for the old label k."""
 
     images: LabelledImages
     labels: tuple[int, ...]
@@ -269,10 +287,10 @@ class _Relabelled:
 def _class_folders(
     root: Path, by_class: Mapping[str, Sequence[Path]], problems: Sequence[str], *, is_part: bool
 ) -> ImageFiles:
-    """Returns the images of class folders; for validation images (`is_part`), folders may be empty."""
+    """Returns the images of class folders; a folder may be empty only if `is_part` is true (validation images)."""
     empty = [name for name, images in by_class.items() if not images]
     if len(empty) == len(by_class):
-        raise XCiTError(f"{root}: no images by class: expected folders named for the classes, with images in them")
+        raise XCiTError(f"{root}: no images by class: expected a folder for each class, with images in it")
     if empty and not is_part:
         raise XCiTError(f"{root}: no images of class {empty[0]!r}; remove the empty folder or fill it")
     names = tuple(name for name in by_class if name not in empty)
@@ -281,12 +299,15 @@ def _class_folders(
 
 
 def _in_order_of(classes: Sequence[str], images: ImageFiles) -> ImageFiles:
-    """Relabels images so that their classes have the order of the lines, or the lines' first words, in `classes`."""
+    """Changes the labels so that the classes are in the order of `classes`, which are the lines of a class file.
+
+    The name of a class is either the whole line or the first word of the line.
+    """
     first_words = [line.split()[0] for line in classes]
     names = first_words if set(images.class_ids) <= set(first_words) else list(classes)
     unknown = [name for name in images.class_ids if name not in names]
     if unknown:
-        raise XCiTError(f"{images.source}: {_some(unknown)} is none of the classes of its {' or '.join(CLASS_FILES)}")
+        raise XCiTError(f"{images.source}: {_some(unknown)} is not a class in its {' or '.join(CLASS_FILES)}")
     labels = [names.index(name) for name in images.class_ids]
     return replace(images, items=[(path, labels[label]) for path, label in images.items], class_ids=tuple(names))
 
@@ -298,8 +319,8 @@ def _flat_imagenet(root: Path) -> ImageFiles:
     ground_truth = next((place for place in places if place.is_file()), None)
     if ground_truth is None:
         raise XCiTError(
-            f"{root}: images without class folders need their labels in a file {GROUND_TRUTH_FILES[0]} beside or above "
-            "them, one line per image: its file name and its class (index from 0, or wnid)"
+            f"{root}: images without class folders need a file {GROUND_TRUTH_FILES[0]} with their labels, in the same "
+            "folder or its parent; each line has a file name and a class (index from 0, or wnid)"
         )
     class_ids = imagenet_class_ids()
     labels = _read_ground_truth(ground_truth, class_ids)
@@ -316,7 +337,7 @@ def _read_ground_truth(path: Path, class_ids: Sequence[str]) -> dict[str, int]:
     labels: dict[str, int] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         words = line.replace(",", " ").split()
-        if not words or words[0] == "ImageId":  # the header of Kaggle's table
+        if not words or words[0] == "ImageId":  # an empty line, or the header of Kaggle's table
             continue
         label = words[1] if len(words) > 1 else ""
         index = int(label) if label.isdecimal() else index_of.get(label, -1)

@@ -1,6 +1,6 @@
-"""Opens COCO-format data sets: a JSON file of images, categories and objects, and a folder of images.
+"""Opens data sets in COCO's format: a JSON file that lists images, categories and objects, and a folder of images.
 
-Invalid entries are left out, counted and reported; the other entries are used.
+Invalid entries of the JSON file are left out, counted and reported. All other entries are used.
 """
 
 import os
@@ -35,12 +35,13 @@ class CocoImages:
     """A split of a COCO-format data set.
 
     Attributes:
-        images: the images whose files exist, in the order of the JSON file.
-        class_names: names of the labels 0, 1, ..., in the order of the JSON file.
-        category_ids: ids of the same categories in the JSON file, in the same order.
-        problems: one line for each kind of invalid entry.
-        source: the JSON file.
-        ignore_exif: whether pictures are read as they are stored, without their EXIF orientation.
+        images: the images that have an image file, in the order of the JSON file.
+        class_names: names of the classes (COCO's categories), in the order of the labels 0, 1, and so on.
+        category_ids: ids of these categories in the JSON file, in the same order. Ids that are text are replaced by
+            unused numbers.
+        problems: one message for each kind of invalid entry.
+        source: path of the JSON file.
+        ignore_exif: whether the image files are read as stored, without the EXIF rotation.
     """
 
     images: CocoTable
@@ -61,25 +62,25 @@ class CocoImages:
         )
 
     def read(self, index: int) -> Image.Image:
-        """Returns the RGB picture of an image.
+        """Reads the image file of an image, and returns an RGB image.
 
         Raises:
-            XCiTError: "<path>: <reason>" if it can't be read, or has another size than the JSON file says.
+            XCiTError: "<path>: <reason>" if the image file can't be read, or has another size than in the JSON file.
         """
         image = self.images[index]
         picture = read_image(image.path, ignore_exif=self.ignore_exif)
         if (picture.height, picture.width) != image.size:
             height, width = image.size
             otherwise = image_size(image.path, ignore_exif=not self.ignore_exif) == (width, height)
-            hint = f"; it is so with ignore_exif {str(not self.ignore_exif).lower()}" if otherwise else ""
+            hint = f"; the sizes agree with ignore_exif {str(not self.ignore_exif).lower()}" if otherwise else ""
             raise XCiTError(
                 f"{image.path}: the picture is {picture.width} x {picture.height} pixels, but {width} x {height} in "
-                f"{self.source}: its objects can't be where they are said to be{hint}"
+                f"{self.source}: the positions of its objects can't be right{hint}"
             )
         return picture
 
     def masks(self, index: int, objects: Sequence[CocoObject]) -> np.ndarray:
-        """Returns masks (n, height, width) of objects of an image, uint8 with values 0 and 1."""
+        """Returns the masks of n objects of an image: uint8 (n, height, width), with values 0 and 1."""
         size = self.images[index].size
         masks = [decode_mask(one.segmentation, size) for one in objects]
         return np.stack(masks) if masks else np.zeros((0, *size), dtype=np.uint8)
@@ -89,15 +90,18 @@ def open_coco(data: str | os.PathLike[str], split: Split, *, ignore_exif: bool =
     """Opens one split of a COCO-format data set.
 
     Args:
-        data: a folder with `annotations/instances_<split>2017.json` and `<split>2017/` in it, as COCO is distributed,
-            or `annotations/<split>.json` and `<split>/`, or `<split>/_annotations.coco.json` (Roboflow), where
-            `<split>` is any of `SPLIT_NAMES`; or a folder with one JSON file for all images, as CVAT and Label Studio
-            write it; or a JSON file. A single file is used for both splits.
-        split: the split to open; models are measured on "val".
-        ignore_exif: whether boxes and masks refer to the pixels as they are stored, before the EXIF rotation.
+        data: one of the following, where `<split>` is any name in `SPLIT_NAMES`.
+
+            - A folder with `annotations/instances_<split>2017.json` and `<split>2017/`, as COCO is distributed.
+            - A folder with `annotations/<split>.json` and `<split>/`.
+            - A folder with `<split>/_annotations.coco.json`, as Roboflow writes it.
+            - A folder with one JSON file for all images, as CVAT and Label Studio write it.
+            - A JSON file. If there is only one JSON file, it is used for both splits.
+        split: the split to open; "val" is the split for evaluation.
+        ignore_exif: whether boxes and masks refer to the stored pixels, without the EXIF rotation.
 
     Raises:
-        XCiTError: if there is no such file, it is not COCO-format JSON, or none of its images exists.
+        XCiTError: if the JSON file does not exist or is not in COCO's format, or if none of its images exists.
     """
     root = Path(data)
     source = annotation_file(root, split)
@@ -109,13 +113,13 @@ def open_coco(data: str | os.PathLike[str], split: Split, *, ignore_exif: bool =
     if not is_there.any():
         reasons = "".join(f"\n  {line}" for line in problems.lines()[:2])
         raise XCiTError(
-            f"{source}: none of its {len(rows)} images is in {folder} or another place where they may be{reasons}"
+            f"{source}: none of its {len(rows)} images is in {folder} or in another folder for images{reasons}"
         )
     objects = np.fromiter(read_objects(source, rows, is_there, index_of, texts, problems, ids), OBJECT)
     objects = objects[np.argsort(objects["image"], kind="stable")]
     rows["objects"] = np.searchsorted(objects["image"], np.arange(len(rows))[:, None] + [0, 1])
     if (place := unused_parent(categories, index_of, ids)) is not None and not (objects["label"] == place).any():
-        # Roboflow adds the project's name as a category without objects.
+        # Roboflow adds the name of the project as a category without objects. This category is removed.
         objects["label"] -= objects["label"] > place
         names = names[:place] + names[place + 1 :]
         index_of = {number: index for number, index in index_of.items() if index != place}

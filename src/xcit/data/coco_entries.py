@@ -19,29 +19,34 @@ from xcit.errors import XCiTError
 from xcit.images.read import image_size
 
 _FIRST_TEXT_ID = -(2**62)
-"""Numbers from this one downwards stand for ids that are text."""
+"""Ids that are text are replaced by numbers: the first text gets this number, each further text the next lower one."""
 _GREATEST = 2.0**53
-"""The largest number of pixels that is accepted as a coordinate or length."""
+"""The largest absolute value of a coordinate, a length or an area that is accepted, in pixels."""
 
 _SHOWN = 3
-"""Number of entries that a line about a kind of problem shows."""
+"""Number of example entries in the message about one kind of problem."""
 
 
 class Problems:
-    """Collects invalid entries by kind of problem: their number, and the first few of them."""
+    """The problems in a file: for each kind of problem, the number of entries and the first few entries."""
 
     def __init__(self) -> None:
         self.counts = Counter[str]()
         self.first: dict[str, list[str]] = {}
 
     def add(self, kind: str, what: str) -> None:
-        """Adds an entry. `kind` completes a sentence that begins with the number of these entries."""
+        """Adds an entry with a problem.
+
+        Args:
+            kind: the kind of problem, in words that can follow a number, such as "images left out".
+            what: description of the entry.
+        """
         self.counts[kind] += 1
         if self.counts[kind] <= _SHOWN:
             self.first.setdefault(kind, []).append(what)
 
     def lines(self) -> list[str]:
-        """Returns one line per kind of problem."""
+        """Returns one message per kind of problem."""
         return [
             f"{self.counts[kind]} {kind}: {'; '.join(first)}{'; ...' if self.counts[kind] > _SHOWN else ''}"
             for kind, first in self.first.items()
@@ -49,13 +54,13 @@ class Problems:
 
 
 class Ids:
-    """Converts ids of any type to numbers: 7, 7.0 and "7" are the same id, and any other text gets its own number."""
+    """A converter of ids to numbers. 7, 7.0 and "7" are the same id; any other text gets a number of its own."""
 
     def __init__(self) -> None:
         self._of_text: dict[str, int] = {}
 
     def number(self, value: object) -> int | None:
-        """Returns the number of an id; None if the value can't be an id."""
+        """Returns the number for an id; None if the value can't be an id."""
         if isinstance(value, str):
             try:
                 if value.isascii() and len(value) < 19 and str(int(value)) == value:
@@ -68,7 +73,7 @@ class Ids:
 
 
 def as_numbers(category_ids: Iterable[int]) -> tuple[int, ...]:
-    """Returns the ids as numbers; ids that are text get the smallest unused numbers."""
+    """Replaces the numbers for ids that are text (see `_FIRST_TEXT_ID`) by the smallest unused numbers from 1."""
     given = [number for number in category_ids if number > _FIRST_TEXT_ID]
     free = (number for number in itertools.count(1) if number not in given)
     return tuple(number if number > _FIRST_TEXT_ID else next(free) for number in category_ids)
@@ -77,10 +82,13 @@ def as_numbers(category_ids: Iterable[int]) -> tuple[int, ...]:
 def read_images(
     source: Path, texts: bytearray, categories: list[Any], problems: Problems, ids: Ids
 ) -> Iterator[tuple[Any, ...]]:
-    """Yields the images without their objects, as rows of `IMAGE`.
+    """Yields the images as rows of `IMAGE`. The field `objects` of each row is (0, 0), and is set later.
 
-    The files' names are appended to `texts`, and the entries of categories to `categories`. A size that the file does
-    not contain is 0.
+    The file names are appended to `texts`, and the entries of the list 'categories' to `categories`. If an image has no
+    height or width in the file, 0 is used.
+
+    Raises:
+        XCiTError: if the file can't be read, or is not in COCO's format.
     """
     seen, kinds = set[int](), dict[str, type]()
     for key, text, entry in json_lists(source):
@@ -93,29 +101,33 @@ def read_images(
             sizes = [0 if fields.get(side) is None else _whole(fields[side]) for side in ("height", "width")]
             number, name = ids.number(fields.get("id")), fields.get("file_name")
             if number is None or not isinstance(name, str) or not name:
-                problems.add("images left out, for they lack id or file_name", _brief(entry))
+                problems.add("images left out, because they have no id or no file_name", _brief(entry))
             elif not all(_is_int64(length) and length >= 0 for length in sizes):
-                problems.add("images left out, for height or width is no number of pixels", _brief(entry))
+                problems.add("images left out, because height or width is not a number of pixels", _brief(entry))
             elif max(sizes) > FARTHEST or sizes[0] * sizes[1] >= 2**31:
-                problems.add("images left out, for no picture is that large", f"{name}: {sizes}")
+                problems.add("images left out, because they are too large", f"{name}: {sizes}")
             elif number in seen:
-                problems.add("images left out, for another has their id", f"{name} (id {fields['id']})")
+                problems.add("images left out, because another image has the same id", f"{name} (id {fields['id']})")
             else:
                 seen.add(number)
                 yield number, sizes, add_text(texts, _place_of_file(name)), (0, 0)
     if not all(kinds.get(key) is list for key in ("images", "categories")):
         raise XCiTError(f"{source}: not in COCO's format: it needs lists of 'images' and 'categories'")
     if kinds.get("annotations", list) is not list:
-        raise XCiTError(f"{source}: not in COCO's format: 'annotations' is no list")
+        raise XCiTError(f"{source}: not in COCO's format: 'annotations' is not a list")
 
 
 def _place_of_file(name: str) -> str:
-    r"""Returns a file's name with / between folders instead of Windows' \."""
+    r"""Returns a file name with / between folders, also if the name has Windows' \."""
     return name if "/" in name else name.replace("\\", "/")
 
 
 def read_categories(entries: Sequence[Any], source: Path, ids: Ids) -> tuple[tuple[str, ...], dict[int, int]]:
-    """Returns the class names in the file's order, and a dict from each category id to its label."""
+    """Returns the class names in the order of the file, and a dict from each category id to its label.
+
+    Raises:
+        XCiTError: if there are no categories, a category has no id or no name, or two categories have the same id.
+    """
     names, index_of = list[str](), dict[int, int]()
     for entry in entries:
         number = ids.number(entry.get("id")) if isinstance(entry, dict) else None
@@ -131,7 +143,10 @@ def read_categories(entries: Sequence[Any], source: Path, ids: Ids) -> tuple[tup
 
 
 def unused_parent(categories: Sequence[Any], index_of: Mapping[int, int], ids: Ids) -> int | None:
-    """Returns the label of the first category if its id is 0 and it is the supercategory of all others, else None."""
+    """Returns the label of the first category if it has the id 0 and is the supercategory of all other categories.
+
+    Otherwise, returns None.
+    """
     first = categories[0]
     parents = {str(entry.get("supercategory")) for entry in categories[1:]}
     if len(categories) > 1 and ids.number(first["id"]) == 0 and parents == {first["name"]}:
@@ -142,9 +157,10 @@ def unused_parent(categories: Sequence[Any], index_of: Mapping[int, int], ids: I
 def find_files(
     rows: NDArray[np.void], texts: bytearray, folder: Path, problems: Problems, *, ignore_exif: bool
 ) -> NDArray[np.bool_]:
-    """Returns which images have files. A file is also searched for without the folders in its name.
+    """Finds the image files. Returns for each image whether its file was found, as bool (number of images,).
 
-    The names in `rows` are replaced by the names of the files that were found, and missing sizes are filled in.
+    If there is no file with the whole name, the name without its folders is tried. The names in `rows` are replaced by
+    the names of the files that were found. Sizes that are 0 are replaced by the sizes of the image files.
     """
     files_in, is_there = cache(names_in), np.ones(len(rows), dtype=bool)
     for index, row in enumerate(rows):
@@ -153,7 +169,7 @@ def find_files(
         if path.name not in files_in(path.parent):
             bare = folder / path.name
             if bare.name not in files_in(folder):
-                problems.add("images left out, for there is no such file", str(path))
+                problems.add("images left out, because the file does not exist", str(path))
                 is_there[index] = False
                 continue
             path = bare
@@ -162,7 +178,7 @@ def find_files(
             try:
                 rows[index]["size"] = image_size(path, ignore_exif=ignore_exif)[::-1]
             except XCiTError as error:
-                problems.add("images left out, for neither the JSON nor the file has their size", str(error))
+                problems.add("images left out, because neither the JSON nor the image file gives a size", str(error))
                 is_there[index] = False
     return is_there
 
@@ -176,30 +192,33 @@ def read_objects(
     problems: Problems,
     ids: Ids,
 ) -> Iterator[tuple[Any, ...]]:
-    """Yields the valid objects, as rows of `OBJECT`; their JSON texts are appended to `texts`."""
+    """Yields the valid objects as rows of `OBJECT`; the JSON texts of their masks are appended to `texts`.
+
+    `is_there` is the result of `find_files`: objects of images without files are left out.
+    """
     place_of = {number: place for place, number in enumerate(images["id"].tolist())}
     annotations = (
         (text, entry) for key, text, entry in json_lists(source) if key == "annotations" and text is not None
     )
     for number, (text, entry) in enumerate(annotations, start=1):
         if not isinstance(entry, dict):
-            problems.add("annotations left out, for they are no objects of fields", f"number {number}")
+            problems.add("annotations left out, because they are not JSON objects", f"number {number}")
             continue
         what = f"annotation {_brief(entry['id']) if 'id' in entry else f'number {number}'}"
         place = place_of.get(_known(ids.number(entry.get("image_id"))))
         if place is None:
             problems.add(
-                "annotations left out, for no image has their image_id", f"{what}: {_brief(entry.get('image_id'))}"
+                "annotations left out, because no image has their image_id", f"{what}: {_brief(entry.get('image_id'))}"
             )
             continue
         what += f" of {name_in(texts, images[place])}"
         if not is_there[place]:
-            problems.add("annotations left out with their images", what)
+            problems.add("annotations left out, because their image is left out", what)
             continue
         label = index_of.get(_known(ids.number(entry.get("category_id"))))
         if label is None:
             problems.add(
-                "annotations left out, for no category has their category_id",
+                "annotations left out, because no category has their category_id",
                 f"{what}: {_brief(entry.get('category_id'))}",
             )
             continue
@@ -214,7 +233,10 @@ def read_objects(
 
 
 def _good_part(segmentation: Any, what: str, problems: Problems) -> Any:
-    """Returns a mask without its invalid polygons, if others are valid; a single flat polygon becomes a list of one."""
+    """Removes the invalid polygons of a mask if at least one polygon is valid; otherwise returns the mask unchanged.
+
+    If the mask is a list of numbers instead of a list of polygons, it is taken as one polygon and put into a list.
+    """
     if not isinstance(segmentation, list) or not segmentation:
         return segmentation
     if not mask_problem([segmentation], (1, 1)):
@@ -223,37 +245,39 @@ def _good_part(segmentation: Any, what: str, problems: Problems) -> Any:
     if not good or len(good) == len(segmentation):
         return segmentation
     bad = len(segmentation) - len(good)
-    problems.add("masks without those of their polygons that are none", f"{what}: {bad} of {len(segmentation)}")
+    problems.add("masks used without their invalid polygons", f"{what}: {bad} of {len(segmentation)}")
     return good
 
 
 def _object(
     entry: Mapping[str, Any], size: tuple[int, int], what: str, problems: Problems
 ) -> tuple[tuple[float, ...], float, bool, bool] | None:
-    """Returns the box, the area, `is_crowd` and `is_trainable` of an object; None if it is not valid."""
+    """Returns the box, the area, `is_crowd` and `is_trainable` of an object; None if the object is invalid."""
     box = _numbers(entry.get("bbox"))
     if len(box) != 4:
         problems.add(
-            "annotations left out, for bbox is not four finite numbers", f"{what}: {_brief(entry.get('bbox'))}"
+            "annotations left out, because bbox is not four finite numbers", f"{what}: {_brief(entry.get('bbox'))}"
         )
         return None
     segmentation = entry.get("segmentation")
     is_crowd = bool(entry.get("iscrowd", 0))
     if segmentation is None or segmentation == []:
-        problems.add("objects have no mask: their box is taken for it", what)
+        problems.add("objects have no mask: their box is used as the mask", what)
         segmentation = box_polygon(box)
     elif problem := mask_problem(segmentation, size):
-        problems.add("annotations left out, for their mask is malformed", f"{what}: {problem}")
+        problems.add("annotations left out, because their mask is invalid", f"{what}: {problem}")
         return None
     x, y, width, height = box
-    # As in the published code, boxes with a side below one pixel are not trained on.
+    # As in the published code, boxes with a side shorter than one pixel are not trained on.
     has_area = width >= 1 and height >= 1
     is_inside = min(x + width, size[1]) > max(x, 0) and min(y + height, size[0]) > max(y, 0)
     if not has_area:
-        problems.add("objects are not trained on, for their box has a side below a pixel", f"{what}: {list(box)}")
+        problems.add(
+            "objects are not trained on, because a side of their box is shorter than a pixel", f"{what}: {list(box)}"
+        )
     elif not is_inside:
         problems.add(
-            "objects are not trained on, for their box is outside the image",
+            "objects are not trained on, because their box is outside the image",
             f"{what}: {list(box)} in {size[1]} x {size[0]} pixels",
         )
     area = _numbers([entry["area"]]) if "area" in entry else ()
@@ -262,10 +286,11 @@ def _object(
 
 
 def _numbers(values: object) -> tuple[float, ...]:
-    """Returns the finite numbers of a list; an empty tuple if the value is no list of finite numbers."""
+    """Converts a list of numbers to floats; returns an empty tuple if `values` is not a list of finite numbers."""
     if not isinstance(values, list):
         return ()
-    # The values are compared, because `math.isfinite` fails for integers that are too large for a float.
+    # The comparison also excludes NaN and infinity. `math.isfinite` raises an error for integers that are too large
+    # for a float.
     if not all(isinstance(value, int | float) and -_GREATEST <= value <= _GREATEST for value in values):
         return ()
     return tuple(float(value) for value in values)
@@ -292,5 +317,5 @@ def _brief(value: object) -> str:
     try:
         text = " ".join(repr(value).split())
     except RecursionError:
-        return "lists within lists, too deep to show"
+        return "(lists nested too deeply to show)"
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,4 +1,8 @@
-"""COCO's masks: polygons, and run-length encoding (RLE) along the columns, as lists of numbers or as packed text."""
+"""Encodes, decodes and checks COCO's masks, which are polygons or run-length encodings (RLE).
+
+RLE stores the lengths of the runs of equal pixels, of 0 and of 1 in turn, down the columns of a mask, from left to
+right. These lengths are called counts. They are a list of numbers or, in packed RLE, a text.
+"""
 
 from collections.abc import Iterable
 from itertools import pairwise
@@ -9,21 +13,21 @@ import numpy as np
 from xcit.extras import imported
 
 CocoMask: TypeAlias = list[list[float]] | dict[str, Any]
-"""Polygons x1, y1, x2, y2, ...; or `{"size": [height, width], "counts": [...] or text}`."""
+"""A list of polygons [x1, y1, x2, y2, ...]; or RLE, `{"size": [height, width], "counts": list or packed text}`."""
 
 
 FARTHEST = 2**18
-"""The largest distance in pixels from an image's corner to a point of a polygon, and the longest side of an image."""
+"""The largest absolute value of a polygon's coordinates, and the longest side of an image, in pixels."""
 
 _LONGEST_OUTLINE = 5_000_000
-"""The most pixels that a mask's outlines may have, because COCO's code stores five points for each of them."""
+"""The largest number of pixels on the outline of a polygon. COCO's code stores five points for each such pixel."""
 
 _LETTERS_A_COUNT = 7
-"""Letters of the longest count in packed RLE: COCO's code accepts 32 bits, in letters of five bits."""
+"""The largest number of letters of a count in packed RLE: COCO's counts have 32 bits, and a letter has five bits."""
 
 
 def mask_problem(segmentation: object, size: tuple[int, int]) -> str:
-    """Returns the problem with a mask for an image of this height and width, or "" if the mask is valid."""
+    """Returns the reason why a mask is invalid for an image of `size` (height, width); "" if the mask is valid."""
     if isinstance(segmentation, list):
         return _polygons_problem(segmentation)
     if isinstance(segmentation, dict):
@@ -32,19 +36,22 @@ def mask_problem(segmentation: object, size: tuple[int, int]) -> str:
 
 
 def decode_mask(segmentation: CocoMask, size: tuple[int, int]) -> np.ndarray:
-    """Returns the mask (height, width), uint8, 0 or 1."""
+    """Decodes a mask to uint8 (height, width), with values 0 and 1; `size` is (height, width)."""
     mask: np.ndarray = _api().decode(to_rle(segmentation, size))
     return mask
 
 
 def encode_mask(mask: np.ndarray) -> dict[str, Any]:
-    """Returns a mask (height, width), zero or nonzero, as packed RLE whose counts are text."""
+    """Encodes a mask (height, width) as packed RLE; all nonzero values count as 1."""
     rle = _api().encode(np.asfortranarray(mask, dtype=np.uint8))
     return {"size": [int(side) for side in rle["size"]], "counts": _text(rle["counts"])}
 
 
 class MaskPart(NamedTuple):
-    """A part of an image: row and column of its top left corner, and the mask in it, zero or nonzero."""
+    """A mask of a rectangular part of an image; `top` and `left` are the part's first row and first column.
+
+    All nonzero values of `mask` count as 1.
+    """
 
     top: int
     left: int
@@ -52,10 +59,10 @@ class MaskPart(NamedTuple):
 
 
 def encode_parts(parts: Iterable[MaskPart], size: tuple[int, int]) -> dict[str, Any]:
-    """Encodes a mask of this height and width that is 0 outside the given parts, which must not overlap.
+    """Encodes a mask of `size` (height, width) as packed RLE, as `encode_mask` does, but from parts of the mask.
 
-    The result is that of `encode_mask`. The time depends on the size of the parts, not on the size of the image. The
-    parts are read one after another.
+    Outside the parts the mask is 0. The parts must not overlap. They are read one at a time, so they need not all be in
+    memory. The time depends on the size of the parts, not on the size of the image.
     """
     height, width = size
     found = [np.zeros(0, np.int64)]
@@ -64,8 +71,8 @@ def encode_parts(parts: Iterable[MaskPart], size: tuple[int, int]) -> dict[str, 
         framed[:, 1:-1] = (mask != 0).T
         columns, rows = np.nonzero(np.diff(framed, axis=1))
         found.append((left + columns) * height + top + rows)
-    # The places where runs begin and end, along the image's columns. If a run reaches the last row and the next one
-    # begins in the first row, then the two are one run.
+    # An edge is the position, counted down the columns, at which a run of ones begins or ends. If a run begins where
+    # another run ends, the edge occurs twice. It is removed, which joins the two runs.
     edges, times = np.unique(np.concatenate(found), return_counts=True)
     edges = np.union1d(edges[times == 1], [height * width])
     counts = np.diff(edges, prepend=0).tolist()
@@ -74,7 +81,7 @@ def encode_parts(parts: Iterable[MaskPart], size: tuple[int, int]) -> dict[str, 
 
 
 def decode_part(rle: dict[str, Any]) -> MaskPart:
-    """Decodes packed RLE within the mask's bounding box, as bool; an empty mask gives a part of 0 x 0 pixels.
+    """Decodes packed RLE to a bool mask of the object's bounding box; an empty mask gives a part of 0 x 0 pixels.
 
     Time and memory depend on the size of the box, not on the size of the image.
     """
@@ -85,7 +92,7 @@ def decode_part(rle: dict[str, Any]) -> MaskPart:
     if not len(first):
         return MaskPart(0, 0, np.zeros((0, 0), np.bool_))
     left, right = int(first[0] // length), int(last[-1] // length) + 1
-    if np.any(first // length != last // length):  # a run continues in the next column, so the box has all rows
+    if np.any(first // length != last // length):  # a run continues in the next column, so the box includes all rows
         top, bottom = 0, length
     else:
         top, bottom = int((first % length).min()), int((last % length).max()) + 1
@@ -99,17 +106,17 @@ def decode_part(rle: dict[str, Any]) -> MaskPart:
 
 
 def mask_area(segmentation: CocoMask, size: tuple[int, int]) -> float:
-    """Returns the number of pixels of a mask."""
+    """Returns the number of pixels that belong to a mask; `size` is the image's (height, width)."""
     return float(_api().area(to_rle(segmentation, size)))
 
 
 def to_rle(segmentation: CocoMask, size: tuple[int, int]) -> dict[str, Any]:
-    """Returns any mask as packed RLE."""
+    """Converts a mask of any form to packed RLE; `size` is the image's (height, width)."""
     api, (height, width) = _api(), size
     if isinstance(segmentation, list):
         rle: dict[str, Any] = api.merge(api.frPyObjects(segmentation, height, width))
     else:
-        # The size in the file may be written as floats.
+        # `size` is used instead of the size in the file, which may consist of floats.
         rle = {"size": [height, width], "counts": segmentation["counts"]}
         if isinstance(rle["counts"], list):
             rle = api.frPyObjects(rle, height, width)
@@ -117,17 +124,17 @@ def to_rle(segmentation: CocoMask, size: tuple[int, int]) -> dict[str, Any]:
 
 
 def box_polygon(box: tuple[float, ...]) -> CocoMask:
-    """Returns the outline of a box x, y, width, height; a box beyond all images is clipped to a large area."""
+    """Returns the outline of a box (x, y, width, height) as a polygon, with coordinates clipped to ±`FARTHEST`."""
     x, y, width, height = box
     left, top, right, bottom = (min(max(value, -FARTHEST), FARTHEST) for value in (x, y, x + width, y + height))
     return [[left, top, right, top, right, bottom, left, bottom]]
 
 
 def _api() -> Any:
-    """Returns COCO's mask functions, which are written in C.
+    """Returns the module of COCO's mask functions, which are written in C.
 
     Raises:
-        XCiTError: if the package is not installed.
+        XCiTError: if the package `faster-coco-eval` is not installed.
     """
     return imported("faster_coco_eval", "a mask of COCO's").mask
 
@@ -135,17 +142,17 @@ def _api() -> Any:
 def _polygons_problem(polygons: list[object]) -> str:
     for polygon in polygons:
         if not isinstance(polygon, list):
-            return "a polygon is no list of numbers"
+            return "a polygon is not a list of numbers"
         if len(polygon) < 6 or len(polygon) % 2:
-            return f"a polygon of {len(polygon)} numbers, where three points or more need two each"
-        # Comparisons, because `math.isfinite` raises an error for integers that are larger than any float.
+            return f"a polygon of {len(polygon)} numbers: it needs three or more points of two numbers each"
+        # Values are compared, because `math.isfinite` raises an error for integers that are larger than any float.
         if not all(isinstance(value, int | float) and float("-inf") < value < float("inf") for value in polygon):
-            return "a polygon with something that is no finite number"
+            return "a polygon with a value that is not a finite number"
         if max(polygon) > FARTHEST or min(polygon) < -FARTHEST:
             return "a polygon with a point that is far from any image"
-        # The first test is cheap and excludes nearly all polygons, so that few outlines are measured.
+        # The first condition is cheap, and it is false for nearly all polygons. So few outlines are measured.
         if len(polygon) * (max(polygon) - min(polygon)) > _LONGEST_OUTLINE and _outline(polygon) > _LONGEST_OUTLINE:
-            return "a polygon whose outline is longer than any object's"
+            return "a polygon with an outline that is too long"
     return ""
 
 
@@ -158,27 +165,29 @@ def _outline(polygon: list[float]) -> float:
 
 def _rle_problem(rle: dict[str, Any], size: tuple[int, int]) -> str:
     if rle.get("size") != list(size):
-        return f"its size is {rle.get('size')!r}, the image's [{size[0]}, {size[1]}]"
+        return f"its size is {rle.get('size')!r}, but the image's size is [{size[0]}, {size[1]}]"
     counts = rle.get("counts")
     if isinstance(counts, str):
         try:
             counts = _unpacked(counts)
         except (IndexError, ValueError):
-            return "its packed counts are cut off, or no RLE"
+            return "its packed counts are cut off or invalid"
     if not isinstance(counts, list) or not all(type(count) is int and count >= 0 for count in counts):
-        return "its counts are no numbers of pixels"
+        return "its counts are not numbers of pixels"
     if len(counts) > 2 * size[0] * size[1] + 1:
-        return f"{len(counts):,} runs, more than the image has pixels"
+        return f"{len(counts):,} runs are more than the image can have"
     if sum(counts) != size[0] * size[1]:
-        return f"its counts add up to {sum(counts)} pixels, the image has {size[0] * size[1]}"
+        return f"its counts add up to {sum(counts)} pixels, but the image has {size[0] * size[1]}"
     return ""
 
 
 def _unpacked(text: str) -> list[int]:
-    """Decodes packed RLE into counts.
+    """Decodes the text of packed RLE to a list of counts.
 
-    A letter has five bits, counted from "0"; its sixth bit says that more letters follow. From the fourth count on, the
-    text has the difference to the count two before it.
+    The character code of a letter minus the character code of "0" is a number of six bits. The lower five bits are a
+    part of a count; the least significant part comes first. The sixth bit is 1 if more letters of the same count
+    follow. From the fourth count on, the text contains the difference between the count and the count two positions
+    before.
 
     Raises:
         IndexError: if the last count is cut off.

@@ -1,4 +1,4 @@
-"""Finds the files of COCO-format data: the annotations of a split, and the folder of its images."""
+"""Finds the JSON file and the folder of images of a split of a data set in COCO's format."""
 
 import os
 import re
@@ -19,7 +19,10 @@ _ANNOTATION_FILES = (
     "{split}/result.json",
     "{split}.json",
 )
-"""Paths in a folder where the JSON file of a split is searched, in this order, ignoring case; one is Roboflow's."""
+"""Possible paths of a split's JSON file in the folder of the data set, in the order in which they are tried.
+
+Case is ignored. `_annotations.coco.json` is the name that Roboflow uses.
+"""
 
 _ONLY_FILES = (
     "annotations/instances_default.json",
@@ -28,17 +31,21 @@ _ONLY_FILES = (
     "annotations.json",
     "instances.json",
 )
-"""Names of files for all splits, as written by CVAT, Label Studio and others. Such a file is used for both splits."""
+"""Possible paths of a JSON file with the images of all splits, as CVAT, Label Studio and others write it."""
 
 _IMAGE_FOLDERS = ("{split}2017", "{split}", "images/{split}2017", "images/{split}", "images", ".", "images/default")
-"""Folders where the images of a split are searched, in this order: in the data's folder, or near the JSON file."""
+"""Possible folders of a split's images, in the order in which they are tried.
+
+The paths are relative to the folder of the data set. If the data set is given as a JSON file, the paths are relative to
+the folder of this file, or to the parent of this folder.
+"""
 
 
 def annotation_file(data: Path, split: Split) -> Path:
-    """Returns the JSON file of a split in a folder; if `data` is a file, returns it.
+    """Returns the path of a split's JSON file in the folder `data`; if `data` is a file, returns `data`.
 
     Raises:
-        XCiTError: if there is no such file.
+        XCiTError: if no JSON file is found.
     """
     if data.is_file():
         return data
@@ -69,7 +76,7 @@ def _places_of(split: Split) -> list[str]:
 
 
 def _in_any_case(root: Path, place: str) -> Path | None:
-    """Returns the file with a path relative to a folder, ignoring case; None if there is none."""
+    """Returns the file at the path `place` in the folder `root`, ignoring case; None if there is no such file."""
     if (root / place).is_file():
         return root / place
     found = [root]
@@ -81,12 +88,12 @@ def _in_any_case(root: Path, place: str) -> Path | None:
 def _entries(folder: Path) -> tuple[Path, ...]:
     try:
         return tuple(sorted(folder.iterdir()))
-    except OSError:  # it is a file, or can't be read
+    except OSError:  # `folder` is a file, or can't be read
         return ()
 
 
 def has_annotations_of(data: str, split: Split) -> bool:
-    """Returns whether a split has its own annotation file; a file for all splits does not count."""
+    """Returns whether a split has a JSON file of its own; a JSON file for all splits does not count."""
     root = Path(data)
     if not root.is_dir():
         return False
@@ -95,7 +102,16 @@ def has_annotations_of(data: str, split: Split) -> bool:
 
 
 def image_folder(data: Path, source: Path, split: Split, first: Sequence[str]) -> Path:
-    """Returns the first folder that contains one of the images named in `first`; else the first folder that exists."""
+    """Returns the folder of a split's images: the first possible folder that contains one of the images in `first`.
+
+    If there is no such folder, returns the first possible folder that exists.
+
+    Args:
+        data: path of the data set: a folder or a JSON file.
+        source: path of the JSON file.
+        split: the split.
+        first: file names of the first images in the JSON file.
+    """
     roots = [below_single_folders(data), data] if data.is_dir() else [source.parent, source.parent.parent]
     # The images of `val.json` are in `val`, even if the user asks for another split.
     own = [source.parent / source.stem] if data.is_file() else [source.parent]
@@ -106,7 +122,8 @@ def image_folder(data: Path, source: Path, split: Split, first: Sequence[str]) -
         *own,
         *(root / place.format(split=name) for name in splits or [split] for root in roots for place in _IMAGE_FOLDERS),
     ]
-    for whole in (True, False):  # the folders in a name may be those of another machine
+    # The second pass ignores the folders in a file name, because they may be from another machine.
+    for whole in (True, False):
         for place in places:
             if any(is_file(place / (name if whole else Path(name).name)) for name in first):
                 return place
@@ -114,9 +131,12 @@ def image_folder(data: Path, source: Path, split: Split, first: Sequence[str]) -
 
 
 def names_in(folder: Path) -> frozenset[str]:
-    """Returns the names of the files in a folder: one listing is faster than a check of each of 100,000 files."""
+    """Returns the names of the files in a folder; an empty set if the folder can't be read.
+
+    For 100,000 files, listing the folder is faster than checking each file.
+    """
     try:
         with os.scandir(folder) as entries:
             return frozenset(entry.name for entry in entries if entry.is_file())
-    except (OSError, ValueError):  # ValueError: the name contains a zero byte
+    except (OSError, ValueError):  # ValueError: the path contains a zero byte
         return frozenset()

@@ -1,4 +1,4 @@
-"""The images of a COCO-format file and their objects as arrays, which forked processes share."""
+"""Stores the images and objects of a COCO-format file in arrays, which forked processes share."""
 
 import json
 from collections.abc import Sequence
@@ -17,12 +17,14 @@ class CocoObject:
     """One object of an image.
 
     Attributes:
-        label: index of its category, from 0.
+        label: index of the object's category, from 0.
         box: x, y, width and height in pixels, as in the file.
-        area: area in pixels, which decides whether the object counts as small, medium or large.
-        is_crowd: whether it is a group of objects. Groups are not trained on, and detections in them are not errors.
-        is_trainable: whether its box has an area within the image.
-        entry: its JSON text in the file; empty if that contains no mask.
+        area: area in pixels. The evaluation uses it to divide objects into small, medium and large.
+        is_crowd: whether this is a group of objects. Groups are not trained on, and detections in a group do not count
+            as errors.
+        is_trainable: whether the object is used in training: it is not a group, its area is above 0, and its box
+            overlaps the image and has sides of at least one pixel.
+        entry: JSON text with the mask of the object; empty if the file has no mask for it.
     """
 
     label: int
@@ -34,9 +36,9 @@ class CocoObject:
 
     @property
     def segmentation(self) -> CocoMask:
-        """Polygons or RLE, checked; the outline of the box if the file has no mask.
+        """The mask as polygons or RLE; the outline of the box if the file has no mask.
 
-        Each access parses the text again.
+        The mask was checked when the file was read. Each access to this property parses the JSON text again.
         """
         mask: CocoMask = json.loads(self.entry)["segmentation"] if self.entry else box_polygon(self.box)
         return mask
@@ -44,7 +46,7 @@ class CocoObject:
 
 @dataclass(frozen=True, slots=True)
 class CocoImage:
-    """One image: its id in the annotation file, its image file, its height and width, and its objects."""
+    """One image: its id in the JSON file, the path of the image file, its size (height, width), and its objects."""
 
     id: int
     path: Path
@@ -59,17 +61,18 @@ OBJECT.names = ("image", "label", "box", "area", "is_crowd", "is_trainable", "en
 
 @dataclass(frozen=True, eq=False)
 class CocoTable(Sequence[CocoImage]):
-    """The images of an annotation file and their objects, stored in arrays instead of Python objects.
+    """The images and objects of a JSON file, stored in arrays instead of Python objects.
 
-    Forked processes share these arrays, because no process ever writes to them; even reading a Python object writes to
-    its reference count.
+    Forked processes share memory as long as no process writes to it, and no process writes to these arrays. Python
+    objects would not be shared: even reading an object changes its reference count.
 
     Attributes:
         folder: the folder of the image files.
-        rows: for each image its id, height and width, the range of its file's name in `texts`, and the range of its
-            objects in `objects`.
-        objects: the objects of all images, in order: the fields of `CocoObject`, with `entry` as a range in `texts`.
-        texts: uint8, names of files and JSON texts in UTF-8.
+        rows: a row of `IMAGE` per image: id, size (height, width), the range of the file name in `texts`, and the range
+            of the image's objects in `objects`.
+        objects: a row of `OBJECT` per object, in the order of the images: the index of the image, and the fields of
+            `CocoObject`, where `entry` is a range in `texts`.
+        texts: uint8, all file names and JSON texts in UTF-8, one after another.
     """
 
     folder: Path
@@ -88,7 +91,7 @@ class CocoTable(Sequence[CocoImage]):
         )
 
     def num_trainable(self) -> NDArray[np.int64]:
-        """Returns the number of each image's objects that are trained on, int64 (number of images,)."""
+        """Returns how many objects of each image are used in training, as int64 (number of images,)."""
         sums = np.concatenate([[0], np.cumsum(self.objects["is_trainable"])])
         return np.diff(sums[self.rows["objects"]])[:, 0]
 
@@ -99,13 +102,13 @@ class CocoTable(Sequence[CocoImage]):
 
 
 def add_text(texts: bytearray, text: str) -> tuple[int, int]:
-    """Appends a text, and returns its start and end in `texts`."""
+    """Appends a text to `texts`, and returns the start and the end (exclusive) of the text's bytes in `texts`."""
     start = len(texts)
     texts += text.encode(errors="surrogatepass")
     return start, len(texts)
 
 
 def name_in(texts: bytearray, image: np.void) -> str:
-    """Returns the name of an image's file; the image is a row of `IMAGE`."""
+    """Returns the file name of an image, which is given as a row of `IMAGE`."""
     start, end = image["name"]
     return texts[start:end].decode(errors="surrogatepass")

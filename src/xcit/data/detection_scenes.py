@@ -1,4 +1,4 @@
-"""Scenes of Fashion-MNIST garments as a data set in COCO's format, with exact boxes and masks."""
+"""Writes scenes of Fashion-MNIST garments as a data set in COCO's format, with exact boxes and masks."""
 
 import json
 from collections.abc import Callable
@@ -23,9 +23,17 @@ def write_detection_scenes(
     seed: int = 0,
     report: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Writes scenes in the format of `open_coco`; `report` is called with 1 after each scene.
+    """Writes training and validation scenes in a format that `open_coco` reads.
 
-    Box and mask of a garment cover only its visible part.
+    The box and the mask of a garment cover only the visible part of the garment.
+
+    Args:
+        folder: a folder that is empty or does not exist.
+        num_train: number of training scenes.
+        num_val: number of validation scenes.
+        config: settings of the scenes; None means the defaults.
+        seed: seed of all random numbers.
+        report: is called with 1 after each scene.
 
     Raises:
         XCiTError: if the folder is not empty, or can't be written.

@@ -1,6 +1,6 @@
-"""Prepares annotated images for training a detector: mirrored, resized and cropped, as published for COCO.
+"""Prepares annotated images for training a detector: mirrors, resizes and crops them as the published code does.
 
-Shapes: `h`, `w` size of the image, `n` number of its objects.
+Shapes: `h` and `w` are the image's height and width, `C` is its number of channels, `n` is its number of objects.
 """
 
 import random
@@ -19,7 +19,7 @@ from xcit.errors import check_field
 from xcit.images.resize_8bit import Pixels, fitted_size, resize_bilinear_8bit, resize_nearest_8bit
 
 MIN_SIDE = 32
-"""Images with a shorter side than this are not trained on, as published."""
+"""The shortest side of a training image, in pixels; smaller images are not used, as in the published code."""
 
 
 class AnnotatedImage(NamedTuple):
@@ -27,17 +27,17 @@ class AnnotatedImage(NamedTuple):
 
     pixels: Pixels  # (h, w, C)
     boxes: NDArray[np.float32]  # (n, 4), (x1, y1, x2, y2)
-    labels: NDArray[np.int64]  # (n,), from 1
+    labels: NDArray[np.int64]  # (n,), class indices from 1
     masks: Pixels  # (n, h, w), 0 or 1
 
 
 class TrainableImages:
-    """The images of a data set that are trained on, for `TrainLoader`.
+    """The images of a data set that are used for training, as input for `TrainLoader`.
 
     Args:
         images: the data set.
-        num_channels: 3, or 1 for grey images.
-        with_empty: whether to include images without objects.
+        num_channels: number of channels of the pixels: 3, or 1 for grey images.
+        with_empty: whether to include images without objects to train on.
     """
 
     def __init__(self, images: CocoImages, *, num_channels: int, with_empty: bool) -> None:
@@ -51,7 +51,7 @@ class TrainableImages:
         return len(self.indices)
 
     def __getitem__(self, index: int) -> tuple[AnnotatedImage, int]:
-        """Returns an annotated image, and a label without meaning, because `TrainLoader` expects a label.
+        """Returns an annotated image and the number 0. `TrainLoader` needs this number as a label; it has no meaning.
 
         Raises:
             XCiTError: "<path>: <reason>" if the image can't be read.
@@ -66,7 +66,10 @@ class TrainableImages:
         return AnnotatedImage(pixels, _clipped(corners, pixels.shape[:2]), labels, masks), 0
 
     def groups(self) -> list[int]:
-        """Returns 1 for images that are wider than high, else 0: batches of similar images need less padding."""
+        """Returns the group of each image: 1 if the image is wider than high, else 0.
+
+        Batches with images of one group need less padding.
+        """
         heights, widths = self.images.images.rows["size"][self.indices].T
         groups: list[int] = (widths > heights).astype(int).tolist()
         return groups
@@ -77,13 +80,16 @@ class DetectionAugmentation:
     """Augmentation of annotated images in training.
 
     Attributes:
-        flip: share of images that are mirrored.
-        short_sides: lengths in pixels; one of them is drawn. The image is scaled so that its short side has this
-            length, unless its long side would exceed `long_side`.
-        long_side: the largest long side, in pixels.
-        crop: share of images that are first cropped, and then scaled.
-        crop_short_sides: lengths in pixels; one is drawn, to which the image is scaled before it is cropped.
-        crop_size: bounds in pixels between which each side of the crop is drawn; a smaller image is not cropped.
+        flip: probability that an image is mirrored.
+        short_sides: possible lengths of an image's short side, in pixels. For each image, one length is drawn at
+            random, and the image is scaled so that its short side has this length. If the long side would then exceed
+            `long_side`, the image is scaled so that its long side has the length `long_side`.
+        long_side: the largest length of an image's long side, in pixels.
+        crop: probability that an image is scaled to one of `crop_short_sides` and cropped, before it is scaled to one
+            of `short_sides`.
+        crop_short_sides: possible lengths of the short side before cropping, in pixels.
+        crop_size: smallest and largest side of the crop, in pixels; each side is drawn at random. A side of the image
+            that is shorter than the smallest side of the crop is not cropped.
     """
 
     flip: float = 0.5
@@ -100,20 +106,25 @@ class DetectionAugmentation:
             sides = getattr(self, name)
             check_field(self, name, bool(sides) and min(sides) > 0, "one or more numbers above 0")
         check_field(self, "long_side", self.long_side > 0, "above 0")
-        check_field(self, "crop_size", 1 <= self.crop_size[0] <= self.crop_size[1], "two rising numbers of pixels")
+        check_field(
+            self,
+            "crop_size",
+            1 <= self.crop_size[0] <= self.crop_size[1],
+            "two numbers of pixels, the smaller one first",
+        )
 
 
 def picture_pixels(picture: Image.Image, num_channels: int) -> Pixels:
-    """Returns the 8-bit pixels (h, w, C) of an image."""
+    """Converts an image to 8-bit pixels (h, w, C), with C = 1 if `num_channels` is 1, else C = 3."""
     pixels = np.asarray(picture.convert("L" if num_channels == 1 else "RGB"))
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
 def augmented_annotations(image: AnnotatedImage, config: DetectionAugmentation) -> list[Tensor]:
-    """Augments an annotated image, with draws from Python's global generator.
+    """Augments an annotated image, with random numbers from Python's global generator.
 
     Returns:
-        Pixels, uint8 (C, h, w); boxes (n, 4); labels (n,); and masks, uint8 (n, h, w).
+        A list of pixels, uint8 (C, h, w); boxes (n, 4); labels (n,); and masks, uint8 (n, h, w).
     """
     if random.random() < config.flip:
         image = _mirrored(image)
@@ -132,7 +143,7 @@ def augmented_annotations(image: AnnotatedImage, config: DetectionAugmentation) 
 def collate_detections(
     samples: Sequence[tuple[list[Tensor], int, tuple[str, ...]]],
 ) -> tuple[list[object], Tensor, list[str]]:
-    """Collates images, boxes, labels and masks into lists with one entry per image, for `TrainLoader`."""
+    """Collates samples for `TrainLoader`: pixels, boxes, labels and masks become lists with one entry per image."""
     parts, numbers, unreadable = zip(*samples, strict=True)
     return (
         [list(part) for part in zip(*parts, strict=True)],
@@ -160,7 +171,7 @@ def _scaled(image: AnnotatedImage, short_side: int, long_side: int) -> Annotated
 
 
 def _cropped(image: AnnotatedImage, bounds: tuple[int, int]) -> AnnotatedImage:
-    """Returns a random crop, which may contain no objects."""
+    """Returns a random crop of an image. The crop may contain no objects."""
     sides = image.pixels.shape[:2]
     height, width = (random.randint(min(side, bounds[0]), min(side, bounds[1])) for side in sides)
     top, left = random.randint(0, sides[0] - height), random.randint(0, sides[1] - width)

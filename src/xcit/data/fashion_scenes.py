@@ -1,9 +1,9 @@
-"""Scenes of several overlapping Fashion-MNIST garments on a textured background, with exact masks.
+"""Draws scenes of several overlapping Fashion-MNIST garments on a textured background, with exact masks.
 
-`compose` draws a scene with a mask of each garment, from which label maps and boxes follow. Training scenes use
-Fashion-MNIST's training images, and validation scenes its test images, so that no garment is in both.
+`compose` draws a scene and a mask of each garment. Label maps and boxes are computed from the masks. Training scenes
+contain Fashion-MNIST's training images, and validation scenes contain its test images, so no garment is in both.
 
-Shapes: `h`, `w` size of the scene.
+Shapes: `h` and `w` are the height and width of a scene.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,30 +20,30 @@ from xcit.seeding import mix_seeds
 from xcit.writing import whole_folder
 
 GROUND = "ground"
-"""The class of pixels without a garment; it is the first class of a label map."""
+"""The name of the class of pixels without a garment; it is the first class of the label maps."""
 
 _SPLIT_SEEDS: dict[Split, int] = {"train": 0, "val": 1}
 
 _SEEN = 8
-"""A pixel of a garment's image belongs to the garment above this grey value; the background is almost 0."""
+"""Pixels with a larger grey value than this belong to the garment; the grey value of the background is almost 0."""
 
 _TRIES = 10
-"""Number of places that are tried for a garment."""
+"""Number of sizes and positions that are tried for a garment before it is left out."""
 
 Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SceneConfig:
-    """How scenes are drawn.
+    """Settings for drawing scenes.
 
     Attributes:
         height: height of a scene, in pixels.
         width: width of a scene, in pixels.
-        num_garments: smallest and largest number of garments in a scene.
-        scale: bounds of the factor by which garments of 28 x 28 pixels are enlarged.
-        least_visible: smallest share of a garment that must stay visible. If a new garment would hide more of another
-            one, it is placed elsewhere or left out.
+        num_garments: smallest and largest number of garments that are drawn into a scene.
+        scale: smallest and largest factor by which a garment of 28 x 28 pixels is enlarged.
+        least_visible: smallest share of a garment's pixels that must stay visible. If a new garment would hide more of
+            an earlier garment, the new garment is placed elsewhere or left out.
     """
 
     height: int = 96
@@ -54,18 +54,18 @@ class SceneConfig:
 
     def __post_init__(self) -> None:
         largest = int(28 * self.scale[1] + 0.5)
-        check_field(self, "scale", 0 < self.scale[0] <= self.scale[1], "two rising factors above 0")
+        check_field(self, "scale", 0 < self.scale[0] <= self.scale[1], "two factors above 0, the smaller one first")
         if min(self.height, self.width) < largest:
             raise XCiTError(
                 f"SceneConfig: a scene of {self.width} x {self.height} is smaller than a garment of {largest} pixels"
             )
         is_rising = 1 <= self.num_garments[0] <= self.num_garments[1]
-        check_field(self, "num_garments", is_rising, "two rising numbers from 1 on")
+        check_field(self, "num_garments", is_rising, "two numbers of at least 1, the smaller one first")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Garment:
-    """A garment of a scene: its class (index of `FASHION_MNIST_CLASSES`) and the mask (h, w) of its visible pixels."""
+    """A garment of a scene: its class (index in `FASHION_MNIST_CLASSES`) and the mask (h, w) of its visible pixels."""
 
     label: int
     mask: Mask
@@ -73,13 +73,13 @@ class Garment:
 
 @dataclass(frozen=True, kw_only=True)
 class FashionScene:
-    """An image, 8-bit (h, w, 3), and its garments from the lowest to the topmost; their masks do not overlap."""
+    """An image, 8-bit (h, w, 3), and its garments from back to front. The garments' masks do not overlap."""
 
     pixels: NDArray[np.uint8]
     garments: tuple[Garment, ...]
 
     def label_map(self) -> NDArray[np.uint8]:
-        """The label map (h, w): 0 is the background, and k + 1 is class k."""
+        """Returns the label map (h, w): 0 is the background, and k + 1 is class k of `FASHION_MNIST_CLASSES`."""
         labels = np.zeros(self.pixels.shape[:2], np.uint8)
         for garment in self.garments:
             labels[garment.mask] = garment.label + 1
@@ -89,7 +89,13 @@ class FashionScene:
 def compose(
     garments: Sequence[tuple[Image.Image, int]], config: SceneConfig, draw: np.random.Generator
 ) -> FashionScene:
-    """Draws a scene of garments (grey images of 28 x 28 pixels with their classes); all random draws use `draw`."""
+    """Draws a scene of random garments.
+
+    Args:
+        garments: the images to choose from, grey images of 28 x 28 pixels, each with its class.
+        config: settings of the scene.
+        draw: generator of all random numbers.
+    """
     pixels = _ground(config, draw)
     num_garments = int(draw.integers(config.num_garments[0], config.num_garments[1] + 1))
     placed: list[_Placed] = []
@@ -101,7 +107,7 @@ def compose(
             mask[place] = grey > _SEEN
             below = [replace(garment, mask=garment.mask & ~mask) for garment in placed]
             if mask.any() and all(garment.is_seen(config.least_visible) for garment in below):
-                # Each garment gets a random colour, so that its class can only be recognised by its shape.
+                # Each garment gets a random colour, so that only the shape shows the class.
                 tint = draw.uniform(0.45, 1.0, 3)
                 pixels[mask] = (grey[mask[place]][:, None] * tint).astype(np.uint8)
                 placed = [*below, _Placed(label=label, mask=mask, size=int(mask.sum()))]
@@ -113,7 +119,7 @@ def compose(
 
 @dataclass(frozen=True, kw_only=True)
 class _Placed(Garment):
-    """A garment that later garments may partly hide; `size` is the number of all its pixels, also hidden ones."""
+    """A garment that later garments may partly hide; `size` is its number of visible and hidden pixels."""
 
     size: int
 
@@ -122,10 +128,10 @@ class _Placed(Garment):
 
 
 def scenes(split: Split, count: int, *, config: SceneConfig | None = None, seed: int = 0) -> Iterator[FashionScene]:
-    """Yields scenes of a split. Each scene depends only on the seed, the split and its number.
+    """Yields `count` scenes of a split. A scene depends only on `config`, `seed`, the split and the scene's number.
 
     Raises:
-        XCiTError: if Fashion-MNIST is not available.
+        XCiTError: if Fashion-MNIST is not on this machine and can't be downloaded.
     """
     garments = open_fashion_mnist(split)
     for number in range(count):
@@ -142,7 +148,15 @@ def write_segmentation_scenes(
     seed: int = 0,
     report: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Writes scenes with label maps in the format of `open_scenes`; `report` is called with 1 after each scene.
+    """Writes training and validation scenes with label maps, in a format that `open_scenes` reads.
+
+    Args:
+        folder: a folder that is empty or does not exist.
+        num_train: number of training scenes.
+        num_val: number of validation scenes.
+        config: settings of the scenes; None means the defaults.
+        seed: seed of all random numbers.
+        report: is called with 1 after each scene.
 
     Raises:
         XCiTError: if the folder is not empty, or can't be written.
@@ -161,7 +175,10 @@ def write_segmentation_scenes(
 
 
 def _ground(config: SceneConfig, draw: np.random.Generator) -> NDArray[np.uint8]:
-    """Returns coloured noise of a random grain size: a flat background would make the garments too easy to find."""
+    """Returns a background of coloured noise with random grain sizes, 8-bit (height, width, 3).
+
+    On a background of one colour, the garments would be too easy to find.
+    """
     total = np.zeros((config.height, config.width, 3))
     for grain in draw.choice([3, 6, 12, 24], 2, replace=False):
         rows, columns = -(-config.height // grain) + 1, -(-config.width // grain) + 1
@@ -174,7 +191,11 @@ def _ground(config: SceneConfig, draw: np.random.Generator) -> NDArray[np.uint8]
 def _enlarged(
     picture: Image.Image, config: SceneConfig, draw: np.random.Generator
 ) -> tuple[NDArray[np.uint8], tuple[slice, slice]]:
-    """Returns a garment's grey values at its new size, perhaps mirrored, and its place in the scene."""
+    """Enlarges a garment by a random factor, and mirrors it with probability 1/2.
+
+    Returns:
+        The grey values of the garment, and its random position as slices of the scene's rows and columns.
+    """
     side = int(28 * draw.uniform(*config.scale) + 0.5)
     grey = np.asarray(picture.convert("L").resize((side, side), Image.Resampling.BICUBIC))
     if draw.random() < 0.5:

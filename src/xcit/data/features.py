@@ -1,4 +1,4 @@
-"""Files of features (npz, safetensors or Parquet), which also contain the name of each image."""
+"""Writes features of images to a file (npz, safetensors or Parquet), together with the name of each image."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -22,27 +22,33 @@ Array = np.ndarray[Any, np.dtype[np.float32]]
 class FeatureFile(Protocol):
     """A file to which features are added image by image.
 
-    `shapes` maps the name of each column to its current shape, whose first dimension is the number of images.
+    `shapes` maps the name of each column to the current shape of the column. The first dimension of a shape is the
+    number of images.
     """
 
     shapes: dict[str, tuple[int, ...]]
 
     def add(self, name: str, layers: Mapping[int, Array]) -> None:
-        """Adds an image; `layers` maps block indices to float32 features of the same shapes for every image."""
+        """Adds the features of the image `name`.
+
+        `layers` maps indices of blocks to float32 arrays. The array of a block must have the same shape for all images.
+        """
 
     def close(self) -> None:
-        """Writes the features that are not written yet."""
+        """Writes the features that have not been written yet."""
 
 
 @contextmanager
 def open_feature_file(path: Path) -> Iterator[FeatureFile]:
-    """Creates a file with a float32 column `block_<index>` per block, and the images' names; it is written as a whole.
+    """Creates a file with the names of images and one float32 column `block_<index>` per block of the model.
 
-    If no image is added, an existing file is not replaced.
+    The file gets the name `path` only when it is complete. If no image is added, an existing file is not replaced. The
+    suffix of `path` determines the format:
 
-    npz: arrays, and the names as `files`. safetensors: tensors, and the names as a JSON list `files` in the metadata.
-    Parquet: rows of flattened features, written in groups, with the shape of one row in each column's metadata;
-    this needs `pyarrow`.
+    - `.npz`: an array per column, and an array `files` with the names.
+    - `.safetensors`: a tensor per column; the names are a JSON list `files` in the metadata.
+    - `.parquet`: a row per image, with the name in the column `file`. The features are flattened, and the metadata of
+      each column contain the shape before flattening. This format needs `pyarrow`.
 
     Raises:
         XCiTError: if the suffix is unknown, or the file can't be written.
@@ -61,12 +67,12 @@ def open_feature_file(path: Path) -> Iterator[FeatureFile]:
         yield file
         if file.shapes or not path.exists():
             file.close()
-        else:  # no image was added: keep an earlier result
+        else:  # no image was added, so the existing file is kept
             part.unlink()
 
 
 class _ArraysFile:
-    """Collects all features in memory, and writes them at the end."""
+    """An npz or safetensors file. All features are collected in memory and written at the end."""
 
     def __init__(self, part: Path, suffix: str) -> None:
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -97,10 +103,10 @@ class _ArraysFile:
 
 
 class _ParquetFile:
-    """Writes rows in groups, so that memory is bounded."""
+    """A Parquet file. Rows are written in groups, so that only one group is in memory."""
 
     def __init__(self, part: Path, suffix: str) -> None:
-        need_packages("Parquet", "pyarrow")  # so that the error comes before the work
+        need_packages("Parquet", "pyarrow")  # checked before any features are computed
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._part = part
         self._writer: Any = None
@@ -125,7 +131,7 @@ class _ParquetFile:
         import pyarrow.parquet as pq
 
         fields = [pa.field("file", pa.string())]
-        # Parquet stores only UTF-8. Bytes of a file name that are not valid text are written as \udc...
+        # Parquet stores only UTF-8. If a file name has bytes that are not valid text, they are written as \udc...
         names = [name.encode(errors="backslashreplace").decode() for name, _ in self._rows]
         columns = [pa.array(names, pa.string())]
         for column, (_, *shape) in self.shapes.items():

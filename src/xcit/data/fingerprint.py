@@ -1,6 +1,6 @@
-"""Fingerprints of data sets, which differ between data sets and change when the data change.
+"""Computes fingerprints of data sets, without reading image files.
 
-No image file is read for a fingerprint.
+Different data sets have different fingerprints, and the fingerprint of a data set changes when the data change.
 """
 
 import hashlib
@@ -13,10 +13,13 @@ from xcit.data.hub import HubImages
 
 
 def fingerprint(images: LabelledImages) -> str | None:
-    """Returns a SHA-256 in hex, or None if there is no fingerprint for this kind of images.
+    """Returns a SHA-256 digest in hex; None if images of this type have no fingerprint or an image file is missing.
 
-    For files it covers paths, labels, sizes and modification times; for torchvision's data sets, all pixels and labels;
-    for data sets of the Hub, the fingerprint that the `datasets` library keeps.
+    The digest is computed from the class names and the following data:
+
+    - for image files: paths, labels, file sizes and modification times;
+    - for torchvision's data sets: all pixels and labels;
+    - for data sets of the Hugging Face Hub: the fingerprint from the `datasets` library, and the two column names.
     """
     sha = hashlib.sha256()
     if isinstance(images, ImageFiles):

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face Hub, and folders in its formats (parquet, arrow): as a whole (`hf:`) or as a stream."""
+"""Opens data sets of the Hugging Face Hub and folders of Parquet or Arrow files, as lists or as streams of images."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +27,7 @@ from xcit.regular import expanded, regular
 _SPLITS: Mapping[Split, tuple[str, ...]] = {"train": ("train",), "val": ("validation", "val", "valid", "test")}
 
 _COLUMNS = {"image": ("image", "img"), "label": ("label", "labels", "fine_label")}
-"""Names by which the columns of images and labels are recognised; other names have to be given."""
+"""Column names that are recognised as images or labels. If a column has another name, the user must give its name."""
 
 _TYPES = {"image": r"PIL\.Image\.Image|(large_)?binary|struct", "label": r"u?int\d+|(large_)?string"}
 
@@ -37,14 +37,14 @@ _NUM_SAVED_SHARDS = 128
 
 @dataclass(frozen=True)
 class HubImages:
-    """One split on this disk as a list of labelled images (see `LabelledImages`).
+    """One split of a data set on the local disk, as a list of labelled images (see `LabelledImages`).
 
     Attributes:
-        name: the data set and the split.
-        class_ids: the classes' names.
-        rows: the table, with two columns.
-        image, label: names of these columns.
-        index_of: maps each label that is text to its index.
+        name: name of the data set and the split, for messages.
+        class_ids: names of the classes, in the order of the labels.
+        rows: the table, with a column of images and a column of labels.
+        image, label: names of these two columns.
+        index_of: maps each label that is text to its class index; empty if the labels are numbers.
     """
 
     name: str
@@ -65,7 +65,11 @@ class HubImages:
         return self.picture(index), label
 
     def picture(self, index: int, *, ignore_exif: bool = False) -> Image.Image:
-        """Returns the image of a row (see `read_image`), or raises an `XCiTError` if it can't be read."""
+        """Returns the image of a row, as `read_image` does.
+
+        Raises:
+            XCiTError: if the image can't be read.
+        """
         name = self.image_name(index)
         return read_encoded_image(_file_of(self.rows[index][self.image], name), name, ignore_exif=ignore_exif)
 
@@ -76,9 +80,13 @@ class HubImages:
 
 @dataclass(frozen=True)
 class HubStream:
-    """One split, shard by shard, as a stream of labelled images (see `LabelledStream`).
+    """One split of a data set as a stream of labelled images (see `LabelledStream`), which is read shard by shard.
 
-    Attributes as in `HubImages`.
+    See `HubImages` for the other attributes.
+
+    Attributes:
+        num_images: number of images in the split.
+        is_local: whether the data set is a folder on the local disk.
     """
 
     name: str
@@ -92,7 +100,7 @@ class HubStream:
 
     @property
     def num_shards(self) -> int:
-        """Number of shards, which for most data sets are files."""
+        """Number of shards. In most data sets, each shard is a file."""
         return int(self.rows.num_shards)
 
     def shard(self, index: int) -> Iterator[StreamSample]:
@@ -100,13 +108,13 @@ class HubStream:
         from pyarrow import ArrowInvalid
 
         shard, place = f"{self.name} shard {index}", 0
-        # `iter` is used, because in a worker of torch's loader a plain loop would only give that worker's share of the
-        # shard.
+        # In a worker of torch's loader, a plain loop over the rows would yield only a part of the shard, because
+        # `datasets` divides the rows among the workers. `iter` yields all rows of the shard.
         batches = self.rows.shard(num_shards=self.num_shards, index=index).iter(batch_size=_ROWS_AT_ONCE)
         while True:
             try:
                 batch = next(batches, None)
-            except Exception as error:  # from Arrow, the file system or the HTTP library
+            except Exception as error:  # an error of Arrow, the file system or the HTTP library
                 reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
                 if not (self.is_local or isinstance(error, ArrowInvalid)):
                     raise XCiTError(f"{shard}: cannot be read ({reason})") from error
@@ -126,17 +134,25 @@ class HubStream:
 
 
 def open_hub_images(data: str, split: Split) -> HubImages:
-    """Opens `hf:NAME`, or `hf:NAME?config=CONFIG&image=COLUMN&label=COLUMN` with any of these parameters.
+    """Opens one split of a data set of the Hugging Face Hub, or of a folder of Parquet or Arrow files.
+
+    The `datasets` library stores a copy of the data in its cache, except for folders from `save_to_disk`. An image is
+    read when it is needed.
+
+    The class names come from the type of the label column. If the type has no names, they come from a file
+    `classes.txt` in the folder. If there is no such file, the class names are the labels of the training split: sorted
+    texts, or the numbers from 0 to the largest label.
 
     Args:
-        data: NAME is a data set of the Hub, which is downloaded, or a folder of parquet or arrow files, or a folder
-            that `save_to_disk` wrote. The `datasets` library stores a copy in its cache, from which images are read on
-            demand. Class names come from the type of the label column, else from a file `classes.txt` in the folder;
-            else they are the texts or numbers (from 0) that occur as labels in the training split.
-        split: "val" is the validation split, or if there is none, the test split.
+        data: `hf:NAME`, or `hf:NAME?config=CONFIG&image=COLUMN&label=COLUMN`, where each parameter may be omitted. NAME
+            is a data set of the Hub, which is downloaded; or a folder of Parquet or Arrow files; or a folder that
+            `save_to_disk` has written. CONFIG is one of the configurations of the data set. The other two parameters
+            are the names of the columns.
+        split: "val" is the validation split; if there is no validation split, it is the test split.
 
     Raises:
-        XCiTError: if the data set, its split or its columns are missing or ambiguous, or the library is not installed.
+        XCiTError: if the data set, the split or a column is missing, a column is ambiguous, or the `datasets` library
+            is not installed.
     """
     source = _parse(data, "hf")
     splits, _ = _open(source, streaming=False)
@@ -154,14 +170,14 @@ def open_hub_images(data: str, split: Split) -> HubImages:
 
 
 def open_hub_stream(data: str, split: Split, num_classes: int | None) -> HubStream:
-    """Opens `hf-stream:NAME`, with the same parameters as in `open_hub_images`.
+    """Opens one split of a data set of the Hugging Face Hub, or of a folder of Parquet or Arrow files, as a stream.
 
     Args:
-        data: NAME is a data set of the Hub, which is read over the network and never stored, or one of the folders that
-            `open_hub_images` opens. A folder is not copied to the cache. `#COUNT` at the end of `data` gives the number
-            of images.
+        data: `hf-stream:NAME`, with the same parameters as in `open_hub_images`. NAME is a data set of the Hub, which
+            is read over the network and not stored; or a folder that `open_hub_images` can open, which is not copied to
+            the cache. `data` may end in `#COUNT`, the number of images. This is needed if the data do not contain it.
         split: see `open_hub_images`.
-        num_classes: number of classes, if labels are plain numbers.
+        num_classes: number of classes; needed if the labels are numbers and the classes have no names.
 
     Raises:
         XCiTError: as in `open_hub_images`, and if the number of images or the classes are unknown.
@@ -176,16 +192,14 @@ def open_hub_stream(data: str, split: Split, num_classes: int | None) -> HubStre
     class_ids = _named_classes(source, feature)
     if class_ids is None and "string" in feature.dtype:
         raise XCiTError(
-            f"{data}: its labels are texts, and a stream does not know them all: open it as hf:{source.name}"
+            f"{data}: its labels are texts, and a stream can't list all of them: open it as hf:{source.name}"
         )
     if class_ids is None and num_classes is None:
         raise XCiTError(f"{data}: its labels are numbers without names: write a file classes.txt into the folder")
     class_ids = class_ids or numbered_classes(num_classes or 0)
     num_images = source.count or counts.get(name)
     if num_images is None:
-        raise XCiTError(
-            f"{data}: how many images there are is not known: add the count to the name, as in {data}#1281167"
-        )
+        raise XCiTError(f"{data}: the number of images is not known: add it to the name, as in {data}#1281167")
     rows, index_of = _undecoded(splits[name], image, label), _index_of(feature, class_ids)
     return HubStream(f"{data} {name}", class_ids, num_images, rows, image, label, index_of, bool(source.folder))
 
@@ -195,7 +209,7 @@ def open_hub_stream(data: str, split: Split, num_classes: int | None) -> HubStre
 
 @dataclass(frozen=True)
 class _Source:
-    """The parts of the name that was given."""
+    """The parts of the name of a data set, as the user gave it."""
 
     data: str
     name: str
@@ -219,12 +233,15 @@ def _parse(data: str, kind: str) -> _Source:
         )
     source = _Source(data, found[1], options, int(found[3] or 0))
     if source.folder is None and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source.name):
-        raise XCiTError(f"{data}: no such folder, and no name of a data set of the Hugging Face Hub")
+        raise XCiTError(f"{data}: no such folder, and not a valid name of a data set of the Hugging Face Hub")
     return source
 
 
 def _open(source: _Source, *, streaming: bool) -> tuple[Mapping[str, Any], Mapping[str, int]]:
-    """Returns the rows of each split; for a stream also the number of images in each, if it is known."""
+    """Returns two dicts: the rows of each split, and the number of images of each split.
+
+    The second dict contains only known numbers; it may be empty if `streaming` is false.
+    """
     datasets, folder = _library(), source.folder
     try:
         if folder and any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
@@ -247,7 +264,7 @@ def _open(source: _Source, *, streaming: bool) -> tuple[Mapping[str, Any], Mappi
         return builder.as_streaming_dataset(), counts
     except Exception as error:  # errors of the library, the Hub's client or the HTTP library
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        what = "the folder cannot be read" if folder else "no such folder, and the Hugging Face Hub gives none"
+        what = "the folder cannot be read" if folder else "no such folder, and no such data set on the Hugging Face Hub"
         raise XCiTError(f"{source.data}: {what} ({reason})") from error
 
 
@@ -260,7 +277,7 @@ def _split_name(source: _Source, splits: Mapping[str, Any], split: Split) -> str
         if name in splits:
             return name
     raise XCiTError(
-        f"{source.data}: no split {' or '.join(_SPLITS[split])}, only {', '.join(splits)}; name the files for their "
+        f"{source.data}: no split {' or '.join(_SPLITS[split])}, only {', '.join(splits)}; name the files after their "
         "splits, or hold out a part of the training images"
     )
 
@@ -269,13 +286,13 @@ def _split_name(source: _Source, splits: Mapping[str, Any], split: Split) -> str
 
 
 def _column(source: _Source, what: str, columns: Mapping[str, Any]) -> str:
-    """Returns the name of the column of images, or of labels."""
+    """Returns the name of the column of images (if `what` is "image") or of labels (if `what` is "label")."""
     wanted = source.options.get(what)
     found = [wanted] if wanted else [name for name in _COLUMNS[what] if name in columns]
     if len(found) != 1 or found[0] not in columns:
-        which = f"there is no column {wanted}" if wanted else f"which column holds the {what}s is not clear"
+        which = f"there is no column {wanted}" if wanted else f"it is not clear which column has the {what}s"
         place = f"{source.data.partition('#')[0].partition('?')[0]}?{what}=COLUMN"
-        raise XCiTError(f"{source.data}: {which}; the columns are {', '.join(columns)}; name it as in {place}")
+        raise XCiTError(f"{source.data}: {which}; the columns are {', '.join(columns)}; name the column as in {place}")
     feature = columns[found[0]]
     kind = "struct" if isinstance(feature, dict) and "bytes" in feature else getattr(feature, "dtype", "")
     if not re.fullmatch(_TYPES[what], kind):
@@ -285,7 +302,10 @@ def _column(source: _Source, what: str, columns: Mapping[str, Any]) -> str:
 
 
 def _named_classes(source: _Source, feature: Any) -> tuple[str, ...] | None:
-    """Returns the classes from the label column's type, else from a file in the folder."""
+    """Returns the class names from the type of the label column, or from `classes.txt` in the folder.
+
+    If neither has class names, returns None.
+    """
     if isinstance(feature, _library().ClassLabel):
         return tuple(feature.names) if feature.names else numbered_classes(feature.num_classes)
     if source.folder and (source.folder / "classes.txt").is_file():
@@ -298,18 +318,26 @@ def _index_of(feature: Any, class_ids: Sequence[str]) -> Mapping[Any, int]:
 
 
 def _undecoded(rows: Any, image: str, label: str) -> Any:
-    """Returns both columns with undecoded images: the library's decoder ignores EXIF and knows fewer modes."""
+    """Returns the two columns with undecoded images.
+
+    The images are decoded by `read_encoded_image`, because the decoder of `datasets` supports fewer image modes and
+    can't leave out the EXIF rotation.
+    """
     return rows.select_columns([image, label]).cast_column(image, _library().Image(decode=False))
 
 
 def _file_of(image: Any, name: str) -> bytes:
-    """Returns the bytes of a row's image file, which is in the row, or is a file on this disk or on the Hub."""
+    """Returns the bytes of a row's image file. The row contains the bytes, or the path of a file on disk or on the Hub.
+
+    Raises:
+        XCiTError: if the row has no image, or the file can't be read or is too large.
+    """
     image = image or {"bytes": None, "path": None}
     data: bytes | None = image["bytes"]
     if data is not None:
         return data
     path = image["path"]
-    # "::" chains protocols of fsspec, which could read from anywhere.
+    # In fsspec, "::" chains protocols, and a chain could read a file from anywhere.
     if path is None or "::" in path or ("://" in path and not path.startswith("hf://")):
         raise XCiTError(f"{name}: there is no image in this row")
     import fsspec
@@ -320,5 +348,5 @@ def _file_of(image: Any, name: str) -> bytes:
     except OSError as error:
         raise XCiTError(f"{name}: {path} cannot be read ({error.strerror or error})") from error
     if len(data) > MOST_BYTES:
-        raise XCiTError(f"{name}: {path} has more than {MOST_BYTES:,} bytes: no image")
+        raise XCiTError(f"{name}: {path} has more than {MOST_BYTES:,} bytes: not an image")
     return data

@@ -33,7 +33,7 @@ _TARS = (".tar", ".tar.gz", ".tgz")
 
 @dataclass(frozen=True)
 class DataSetImage:
-    """An image of a data set that has not been read yet."""
+    """An image of a data set. The image is read from the data set when `read` is called."""
 
     images: LabelledImages
     index: int
@@ -45,7 +45,7 @@ class DataSetImage:
         return self.images.image_name(self.index)
 
     def read(self) -> Image.Image:
-        """Returns the image, or raises an `XCiTError` with the name and the reason."""
+        """Returns the image; if it can't be read, raises an `XCiTError` with the image's name and the reason."""
         if isinstance(self.images, HubImages):
             return self.images.picture(self.index, ignore_exif=self.ignore_exif)
         return self.images[self.index][0]  # the images of these data sets have no EXIF orientation
@@ -53,13 +53,13 @@ class DataSetImage:
 
 @dataclass(frozen=True)
 class StoredPixels:
-    """An image that has not been read yet; its pixels are read as they are stored, without the EXIF rotation."""
+    """An image that is read as stored, without the EXIF rotation. It is read when `read` is called."""
 
     name: str
     source: ImageSource
 
     def read(self) -> Image.Image:
-        """Returns the image, or raises an `XCiTError` with the name and the reason."""
+        """Returns the image; if it can't be read, raises an `XCiTError` with the image's name and the reason."""
         return read_image(self.source, ignore_exif=True)
 
 
@@ -71,12 +71,12 @@ Input = Path | NamedImage
 
 @dataclass(frozen=True)
 class Unit:
-    """Images that one process reads in order: some files, or a shard.
+    """Images that one process reads in order: some files, some images of a data set, or a shard.
 
     Attributes:
-        name: a unique name: the names of its images, or the location of the shard.
-        num_images: number of images; None if it is only known after reading.
-        open: returns the images, always in the same order.
+        name: a unique name: the paths of the files, or the path, URL or name of the shard.
+        num_images: number of images; None if the number is only known after reading.
+        open: a function that returns an iterator over the images, always in the same order.
     """
 
     name: str
@@ -86,11 +86,11 @@ class Unit:
 
 @dataclass(frozen=True)
 class Inputs:
-    """All images that were named.
+    """All images that a user named.
 
     Attributes:
         units: the units that contain the images.
-        passed_by: counts of the files that the search of folders left out.
+        passed_by: counts of the files that were left out when folders were searched.
     """
 
     units: tuple[Unit, ...]
@@ -98,14 +98,14 @@ class Inputs:
 
     @property
     def num_images(self) -> int | None:
-        """Number of images; None if it is only known after reading."""
+        """Number of images; None if the number is only known after reading."""
         counts = [unit.num_images for unit in self.units]
         known = [count for count in counts if count is not None]
         return sum(known) if len(known) == len(counts) else None
 
     @property
     def sha256(self) -> str:
-        """Returns a digest of the images' names, in hex."""
+        """The SHA-256 digest of the names of the units, in hex."""
         return hashlib.sha256("\0".join(unit.name for unit in self.units).encode(errors="surrogateescape")).hexdigest()
 
     def images(self) -> Iterator[Input]:
@@ -113,7 +113,7 @@ class Inputs:
         return chain.from_iterable(unit.open() for unit in self.units)
 
     def as_stored(self) -> "Inputs":
-        """Returns the same images, but without the EXIF rotation when they are read; see `as_stored`."""
+        """Returns the same inputs, but each image is read without the EXIF rotation (see the function `as_stored`)."""
 
         def opened(unit: Unit) -> Iterator[Input]:
             return map(as_stored, unit.open())
@@ -122,7 +122,10 @@ class Inputs:
 
 
 def as_stored(image: Input) -> Input:
-    """Returns an image that will be read without the EXIF rotation; files of arrays, without EXIF, are unchanged."""
+    """Returns the same image, which will be read without the EXIF rotation.
+
+    Files of arrays (.npy, .zarr) have no EXIF data and are returned unchanged.
+    """
     if isinstance(image, StreamSample | DataSetImage):
         return replace(image, ignore_exif=True)
     if isinstance(image, StoredPixels) or image.suffix.lower() in (".npy", ".zarr"):
@@ -134,24 +137,27 @@ def open_inputs(words: Sequence[str | os.PathLike[str]], *, split: Split = "val"
     """Finds the images that a user names.
 
     Args:
-        words: each is one of
+        words: each word is one of the following.
 
-            - a file, a folder or a pattern, see `find_images`;
-            - `@FILE`: a list, as a file or at a URL. Each line is a path, a URL or another of these words, but not a
-              pattern; paths are relative to the current folder;
-            - a URL of an image, with any protocol that fsspec knows; a URL that ends in `/` means all images below it,
-              and a URL with `*` means all images that match, if the protocol can list files;
-            - a `.tar` file or its URL, or `wds:PATTERN` (see `list_shards`): every image in it, labelled or not;
-            - a `.parquet` file or its URL, see `read_parquet`;
-            - `fashion-mnist`, `cifar10`, `cifar100`, `hf:NAME` and `hf-stream:NAME`, see `open_labelled_images`.
-        split: which images of a data set.
-        unit_size: number of images per unit, for images that can be read in any order.
+            - A file, a folder or a pattern, see `find_images`.
+            - `@FILE`: a list, where FILE is a path or a URL. Each line is one of the items listed here, but not a
+              pattern and not another list. Paths are relative to the current folder.
+            - A URL of an image, with any protocol that fsspec supports. If the protocol can list files, a URL that ends
+              in `/` is a folder and stands for all images below it, and a URL with `*` is a pattern and stands for all
+              files that match it.
+            - A `.tar`, `.tar.gz` or `.tgz` file or its URL, or `wds:PATTERN` (see `list_shards`). All images in the
+              tar files are used, with or without labels.
+            - A `.parquet` file or its URL, see `read_parquet`.
+            - `fashion-mnist`, `cifar10`, `cifar100` or `hf:NAME`, see `open_labelled_images`.
+            - `hf-stream:NAME`, see `open_stream`.
+        split: the split that is used if a word names a data set.
+        unit_size: number of images per unit, except for shards. Each shard is one unit.
 
     Raises:
         XCiTError: if one of the inputs can't be found.
     """
     units: list[Unit] = []
-    files: dict[str, Input] = {}  # files that are not in a unit yet, by their identifying path or URL
+    files: dict[str, Input] = {}  # images that are not in a unit yet, by absolute path or URL
 
     def finish() -> None:
         items = list(files.items())
@@ -178,7 +184,7 @@ def open_inputs(words: Sequence[str | os.PathLike[str]], *, split: Split = "val"
 
 
 def _listed(words: Sequence[str | os.PathLike[str]]) -> Iterator[tuple[str, bool]]:
-    """Yields each word, and whether it comes from a list; a list file is replaced by its lines."""
+    """Yields each word, and whether the word comes from a list. A word `@FILE` is replaced by the lines of the file."""
     for word in [os.fspath(word) for word in words]:
         if not word.startswith("@") or os.path.lexists(word):
             yield word, False
@@ -201,9 +207,10 @@ def _listed(words: Sequence[str | os.PathLike[str]]) -> Iterator[tuple[str, bool
 def _find(
     word: str, is_listed: bool, split: Split, unit_size: int, passed_by: PassedBy
 ) -> Iterator[tuple[str, Input | Unit]]:
-    """Yields the units or images that a word names, each after its identifying path or URL.
+    """Yields pairs of a key and an image or unit that a word names.
 
-    Lists can't contain patterns.
+    The key of an image is its absolute path or its URL. The key of a unit is "". A word from a list is not treated as a
+    pattern.
     """
     if word.startswith("wds:"):
         for shard in list_shards(word.removeprefix("wds:")):
@@ -240,10 +247,11 @@ def _urls(word: str, passed_by: PassedBy) -> list[str]:
         if not urls:
             raise XCiTError(f"{word}: a folder without images")
         return urls
-    # A question mark begins the query of a URL.
+    # In a URL, a question mark begins the query, so it is not a part of a pattern.
     if not word.startswith(("http://", "https://")) and glob.has_magic(word.partition("?")[0]):
         found = list_urls(word)
-        # As in patterns of paths, only a pattern that begins with a dot matches hidden files; fsspec's "*" matches all.
+        # As in patterns of paths, only a pattern that begins with a dot may match hidden files. fsspec's "*" matches
+        # hidden files too, so they are removed here.
         urls = (
             found if Path(word).name.startswith(".") else [url for url in found if not Path(url).name.startswith(".")]
         )

@@ -1,4 +1,4 @@
-"""Reads the lists of a JSON file element by element, so that memory holds one element instead of the file."""
+"""Reads the lists of a JSON file element by element, so that the whole file is never in memory."""
 
 import json
 import re
@@ -17,8 +17,9 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 def json_lists(source: Path) -> Iterator[tuple[str, str | None, Any]]:
     """Yields the contents of the JSON object in a file.
 
-    For a list, this yields (key, None, []) and then (key, text, element) for each element. For any other value it
-    yields (key, None, value). If the file does not contain an object, nothing is yielded.
+    If the value of a key is a list, the function yields (key, None, []), and then (key, text, element) for each element
+    of the list; `text` is the JSON text of the element. For any other value, it yields (key, None, value). If the file
+    contains a JSON value that is not an object, nothing is yielded.
 
     Raises:
         XCiTError: if the file can't be read, or is not JSON.
@@ -35,13 +36,13 @@ def json_lists(source: Path) -> Iterator[tuple[str, str | None, Any]]:
 
 
 class _Text:
-    """A JSON text that is parsed piece by piece, with only a window of it in memory."""
+    """A JSON text that is parsed step by step. Only a part of the text, the window, is in memory."""
 
     def __init__(self, file: TextIO) -> None:
         self.file, self.window, self.place, self.num_before = file, "", 0, 0
 
     def peek(self) -> str:
-        """Returns the next character after white space, "" at the end."""
+        """Skips white space, and returns the next character; returns "" at the end of the text."""
         while True:
             space = _SPACE.match(self.window, self.place)
             assert space is not None
@@ -50,13 +51,21 @@ class _Text:
                 return self.window[self.place : self.place + 1]
 
     def take(self, character: str) -> None:
-        """Skips a character, which must be the next one."""
+        """Skips white space and the character after it.
+
+        Raises:
+            ValueError: if this character is not `character`.
+        """
         if self.peek() != character:
             raise ValueError(f"expecting {character!r} at character {self.num_before + self.place}")
         self.place += 1
 
     def value(self) -> tuple[str, Any]:
-        """Parses a value, and returns its text and the value."""
+        """Parses the next value, and returns its JSON text and the value.
+
+        Raises:
+            ValueError: if the text is not valid JSON.
+        """
         self.peek()
         while True:
             try:
@@ -71,7 +80,10 @@ class _Text:
                 return text, value
 
     def elements(self, brackets: str) -> Iterator[None]:
-        """Yields at the start of each element between two brackets; the caller must parse it before going on."""
+        """Yields None at the start of each element of a list or object; the caller must then parse the element.
+
+        `brackets` is "[]" for a list and "{}" for an object.
+        """
         self.take(brackets[0])
         if self.peek() != brackets[1]:
             yield
@@ -96,7 +108,7 @@ def _members(text: _Text) -> Iterator[tuple[str, str | None, Any]]:
         for _ in text.elements("{}"):
             key = text.value()[1]
             if not isinstance(key, str):
-                raise ValueError(f"{key!r} is no name of a value")
+                raise ValueError(f"{key!r} is not a valid key of an object")
             text.take(":")
             if text.peek() != "[":
                 yield key, None, text.value()[1]

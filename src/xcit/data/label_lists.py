@@ -1,4 +1,4 @@
-"""Lists of images and their classes, beside a folder of images: a CSV file, or lines of file name and class."""
+"""Reads lists of images and their classes: CSV files, or text files with a file name and a class in each line."""
 
 import csv
 import re
@@ -18,17 +18,20 @@ _STEMS: Mapping[Split, tuple[str, ...]] = {
     "train": ("train", "training", "train_labels", "labels_train", "trainLabels"),
     "val": ("val", "validation", "valid", "val_labels", "labels_val"),
 }
-"""Names of the list of a split."""
+"""Possible names of the list of a split, without suffix."""
 
 _SHARED_STEMS = ("labels", "annotations", "metadata")
-"""Names of a list of all images."""
+"""Possible names of a list of all images, without suffix."""
 
 _SUFFIXES = (".csv", ".tsv", ".txt")
 
 _FOLDERS = ("", "meta", "annotations")
 
 CLASS_FILES = ("classes.txt", "class_map.txt")
-"""Files with the classes in the order of their labels, one per line, beside the images or the splits' folders."""
+"""Names of a file with one class per line, in the order of the labels.
+
+The file is in the folder of the split or in the folder of the data set.
+"""
 
 LIST_NAMES = frozenset(
     [
@@ -48,12 +51,12 @@ _WNID = re.compile(r"n[0-9]{8}")
 
 @dataclass(frozen=True)
 class ListedImages:
-    """The contents of a list.
+    """The contents of a list of images and their classes.
 
     Attributes:
-        items: image files, each with the index of its class.
-        class_ids: the classes.
-        problems: one line for each kind of entry or image that was left out.
+        items: paths of the image files, each with its label (a class index).
+        class_ids: names of the classes, in the order of the labels.
+        problems: one message for each kind of entry or image that was left out.
     """
 
     items: list[tuple[Path, int]]
@@ -62,12 +65,16 @@ class ListedImages:
 
 
 def find_list(root: Path, place: Path, split: Split) -> Path | None:
-    """Returns the list of a split's images, or None; ImageNet's own lists, which have numbers or wnids, are ignored.
+    """Returns the path of the list of a split's images; None if there is no list.
+
+    A list of validation images in ImageNet's form (see `_is_imagenet`) is ignored if there is no list of training
+    images.
 
     Args:
-        root: the data set's folder.
+        root: the folder of the data set.
         place: the folder of the split's images, which may be `root`.
-        split: if it has no list of its own, the list of all images is used, or that of the training images.
+        split: the split. If it has no list of its own, the list of all images is returned. If this list does not exist
+            either, the list of the training images is returned.
     """
     own = _first(root, place, _STEMS[split])
     if split == "val" and own is not None:
@@ -76,12 +83,12 @@ def find_list(root: Path, place: Path, split: Split) -> Path | None:
 
 
 def has_validation_list(root: Path) -> bool:
-    """Whether a folder has separate lists of training and validation images."""
+    """Returns whether a folder has separate lists of training and validation images."""
     return all(_first(root, root, _STEMS[split]) is not None for split in _STEMS)
 
 
 def known_classes(root: Path, place: Path) -> tuple[str, ...]:
-    """Returns the classes in one of `CLASS_FILES`, or an empty tuple if there is no such file.
+    """Returns the class names in one of `CLASS_FILES`; an empty tuple if there is no such file.
 
     Raises:
         XCiTError: if a class occurs twice.
@@ -92,26 +99,28 @@ def known_classes(root: Path, place: Path) -> tuple[str, ...]:
     names = parse_class_names(_text(path))
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise XCiTError(f"{path}: the class {twice!r} is there twice")
+        raise XCiTError(f"{path}: the class {twice!r} occurs twice")
     return names
 
 
 def read_list(path: Path, place: Path, classes: Sequence[str]) -> ListedImages:
     """Reads a list of files and their classes.
 
-    If a list has two columns, they may have any names. If it has more, the names must identify the column of files and
-    the column of classes.
+    If a list has two columns, these columns may have any names. If it has more columns, the names must show which
+    column has the files and which column has the classes.
 
-    File names may lack their suffixes or folders, if they are unambiguous. Classes are names or numbers. If `classes`
-    is not empty, numbers refer to its entries, counted from 0.
+    A file name may omit the folders or the suffix if it is still unambiguous. A class is a name or a number. If
+    `classes` is not empty, a number is an index in `classes`, from 0.
 
     Args:
-        path: a CSV file with or without a header line, or lines of name, white space and class.
+        path: a CSV file, with or without a header line; or a text file, where each line has a file name, white space
+            and a class.
         place: the folder of the images.
-        classes: the order of the classes; if empty, names are sorted alphabetically, and numbers numerically.
+        classes: the class names in the order of the labels. If empty, the classes are those in the list: names in
+            alphabetical order, or numbers in numerical order.
 
     Raises:
-        XCiTError: if a line or a class is wrong, the columns are ambiguous, or no image exists.
+        XCiTError: if a line or a class is invalid, the columns are ambiguous, or none of the images exists.
     """
     passed_by = PassedBy(known=LIST_NAMES)
     found = images_below(place, passed_by)
@@ -126,21 +135,22 @@ def read_list(path: Path, place: Path, classes: Sequence[str]) -> ListedImages:
         if index is None and classes and is_number(label) and int(label) < len(classes):
             index = int(label)
         if index is None:
-            raise XCiTError(f"{path}, line {number}: {label!r} is none of the {len(class_ids)} classes")
+            raise XCiTError(f"{path}, line {number}: {label!r} is not one of the {len(class_ids)} classes")
         image = image_of.get(_key(name))
         if image is None:
             absent.append(name)
         elif items.setdefault(image, index) != index:
             raise XCiTError(
-                f"{path}, line {number}: {name} was said to be {class_ids[items[image]]!r} before, now {label!r}"
+                f"{path}, line {number}: {name} has the class {label!r}, but it has the class "
+                f"{class_ids[items[image]]!r} in an earlier line"
             )
     if not items:
         raise XCiTError(f"{path}: none of its {len(rows)} images is in {place}; the first: {absent[0]}")
     problems = [
         f"{path}: {len(names)} {what}: {some_of(names)}"
         for what, names in (
-            (f"entries left out, because there is not exactly one image of that name in {place}", absent),
-            (f"images of {place} left out, because it does not list them", [p.name for p in found if p not in items]),
+            (f"entries left out, because there is not exactly one image with this name in {place}", absent),
+            (f"images of {place} left out, because the list lacks them", [p.name for p in found if p not in items]),
         )
         if names
     ]
@@ -148,26 +158,26 @@ def read_list(path: Path, place: Path, classes: Sequence[str]) -> ListedImages:
 
 
 def _first(root: Path, place: Path, stems: Sequence[str]) -> Path | None:
-    # The images' own folder comes first, because it may be the folder of a split.
+    # The folder of the images is searched first, because a list in this folder may be for this split only.
     folders = dict.fromkeys([place, *(root / name for name in _FOLDERS)])
     places = (folder / f"{stem}{suffix}" for folder in folders for stem in stems for suffix in _SUFFIXES)
     return next((path for path in places if path.is_file()), None)
 
 
 def _is_imagenet(path: Path) -> bool:
-    """Whether the class in the first line is one of ImageNet's, by its number or wnid."""
+    """Returns whether the first line has a class number, a wnid (WordNet id) or no class, as in ImageNet's lists."""
     words = next((line.replace(",", " ").split() for line in _text(path).splitlines() if line.strip()), [])
     return len(words) < 2 or is_number(words[1]) or _WNID.fullmatch(words[1]) is not None
 
 
 def _rows(path: Path, image_of: Mapping[str, Path | None]) -> Iterator[tuple[int, str, str]]:
-    """Yields line number, file and class of each entry."""
+    """Yields the line number, the file name and the class of each entry."""
     lines = [(number, line) for number, line in enumerate(_text(path).splitlines(), start=1) if line.strip()]
     if not lines:
         raise XCiTError(f"{path}: an empty list")
     cells = [(number, [cell.strip() for cell in row]) for number, row in split_lines(path, lines)]
     number, head = cells[0]
-    # If the first line names no image, it is a header.
+    # If the first line does not name an image, it is a header.
     has_head = _key(head[0]) not in image_of and Path(head[0]).suffix.lower() not in IMAGE_SUFFIXES
     columns = _columns(path, head) if has_head else (0, 1)
     for number, row in cells[1:] if has_head else cells:
@@ -180,10 +190,13 @@ def _rows(path: Path, image_of: Mapping[str, Path | None]) -> Iterator[tuple[int
 
 
 def split_lines(path: Path, lines: Sequence[tuple[int, str]]) -> Iterator[tuple[int, list[str]]]:
-    """Yields the cells of numbered lines, separated as in the first line: by tabs, commas, semicolons or white space.
+    """Splits numbered lines into cells, and yields the number and the cells of each line.
+
+    The first line determines the separator: a tab if the line contains a tab, else a comma, else a semicolon. If the
+    line contains none of them, each line is split at its last white space.
 
     Raises:
-        XCiTError: if a CSV has one column.
+        XCiTError: if the first line of a CSV file has only one column.
     """
     first = lines[0][1]
     separator = next((mark for mark in "\t,;" if mark in first), "")
@@ -197,7 +210,7 @@ def split_lines(path: Path, lines: Sequence[tuple[int, str]]) -> Iterator[tuple[
 
 
 def _columns(path: Path, head: Sequence[str]) -> tuple[int, int]:
-    """Returns which columns are the file and the class."""
+    """Returns the indices of the column of file names and of the column of classes."""
     names = [name.casefold() for name in head]
     file = next((names.index(name) for name in _FILE_COLUMNS if name in names), None)
     label = next((names.index(name) for name in _LABEL_COLUMNS if name in names), None)
@@ -205,13 +218,17 @@ def _columns(path: Path, head: Sequence[str]) -> tuple[int, int]:
         return (1, 0) if file == 1 or (label == 0 and file is None) else (0, 1)
     if file is None or label is None:
         raise XCiTError(
-            f"{path}: which of its columns {', '.join(head[:8])} are the file and the class? call them file and label"
+            f"{path}: it is not clear which of the columns {', '.join(head[:8])} have the file and the class: call the "
+            "two columns file and label"
         )
     return file, label
 
 
 def _by_name(images: Sequence[Path], place: Path) -> dict[str, Path | None]:
-    """Maps relative paths and names, both with and without suffix, to images, or to None if two images match."""
+    """Returns a dict from the relative path and the file name of each image, with and without suffix, to the image.
+
+    If a key matches several images, its value is None.
+    """
     found: dict[str, Path | None] = {}
     for image in images:
         below = image.relative_to(place)
@@ -219,7 +236,7 @@ def _by_name(images: Sequence[Path], place: Path) -> dict[str, Path | None]:
         keys.add(f"{place.name}/{below.as_posix()}")
         for key in keys:
             found[key] = None if key in found else image
-    for image in images:  # full paths take precedence over names
+    for image in images:  # a whole relative path is unambiguous, even if it is also the name of another image
         found[image.relative_to(place).as_posix()] = image
     return found
 

@@ -19,7 +19,7 @@ from xcit.seeding import mix_seeds, own_randomness, seed_all
 ImageTransform = Callable[[Image.Image], Tensor]
 
 Images = TypeVar("Images")
-"""The output of a transform for an image, or of a loader for a batch: a tensor, or a list with a tensor per crop."""
+"""The output of a transform for one image, or of a loader for a batch: a tensor, or a list of one tensor per crop."""
 
 Source = TypeVar("Source")
 """The input of a transform: an image, or an image with its label map."""
@@ -28,7 +28,7 @@ SourceGiven = TypeVar("SourceGiven", covariant=True)
 
 
 class Samples(Protocol[SourceGiven]):
-    """A list of inputs for a transform, each with a class index; `LabelledImages` is one."""
+    """A list of inputs for a transform, each with a class index. `LabelledImages` is such a list."""
 
     def __len__(self) -> int: ...
 
@@ -37,13 +37,24 @@ class Samples(Protocol[SourceGiven]):
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentationConfig:
-    """Augmentation of an image, and of a batch, in training.
+    """Augmentation of images and batches in training.
 
-    `crop` "random_resized" crops a share of the area between the bounds of `scale` and resizes it; "padded" shifts the
-    image by up to `padding` pixels. `interpolation` is used by both. `rand_augment` is timm's name of a policy; ""
-    turns RandAugment off. `mixup` and `cutmix` are the alphas of timm's Mixup; 0 turns one off. If both are on,
-    `switch` is the share of batches with CutMix. `num_repeats` is the number of differently augmented copies of each
-    image in an epoch; the epoch contains fewer images, so that its length stays the same.
+    Attributes:
+        crop: "random_resized" crops a random part of the image and resizes this part; "padded" resizes the image and
+            shifts it by up to `padding` pixels.
+        scale: smallest and largest share of the image's area that "random_resized" crops.
+        padding: the largest shift with "padded", in pixels.
+        interpolation: how images are resized.
+        flip: probability that an image is mirrored.
+        rand_augment: a RandAugment policy in timm's notation; "" turns RandAugment off.
+        color_jitter: largest relative change of brightness, contrast and saturation; 0 turns it off.
+        random_erasing: probability that a rectangle of the image is replaced by noise.
+        mixup: alpha of Mixup; 0 turns Mixup off.
+        cutmix: alpha of CutMix; 0 turns CutMix off.
+        switch: if both Mixup and CutMix are on, the share of batches with CutMix.
+        label_smoothing: share of the target that is divided equally among all classes.
+        num_repeats: number of copies of each image in an epoch, with a different augmentation for each copy. The epoch
+            then has fewer different images, so that its length stays the same.
     """
 
     crop: Literal["random_resized", "padded"] = "random_resized"
@@ -66,11 +77,16 @@ class AugmentationConfig:
         for name in ("padding", "color_jitter", "mixup", "cutmix"):
             check_field(self, name, getattr(self, name) >= 0, "0 or more")
         check_field(self, "num_repeats", self.num_repeats >= 1, "at least 1")
-        check_field(self, "scale", 0 < self.scale[0] <= self.scale[1] <= 1, "two rising shares of the area, to 1")
+        check_field(
+            self,
+            "scale",
+            0 < self.scale[0] <= self.scale[1] <= 1,
+            "two numbers above 0 and at most 1, the smaller one first",
+        )
 
 
 def train_transform(config: AugmentationConfig, spec: Preprocessing) -> ImageTransform:
-    """Returns a transform from an image to an augmented, normalised tensor (C, image_size, image_size)."""
+    """Returns a transform that converts an image to an augmented, normalised tensor (C, image_size, image_size)."""
     from timm.data.auto_augment import rand_augment_transform
     from timm.data.random_erasing import RandomErasing
     from torchvision import transforms
@@ -88,8 +104,8 @@ def train_transform(config: AugmentationConfig, spec: Preprocessing) -> ImageTra
         mean = tuple(round(255 * m) for m in spec.mean)
         hyperparameters = {
             "img_mean": mean[0] if num_channels == 1 else mean,
-            "translate_const": int(0.45 * size),  # timm's own limit
-            "interpolation": Image.Resampling.BICUBIC,  # as published; timm's default is a random choice
+            "translate_const": int(0.45 * size),  # the limit that timm uses
+            "interpolation": Image.Resampling.BICUBIC,  # as in the published code; by default, timm chooses at random
         }
         try:
             policy = rand_augment_transform(config.rand_augment, hyperparameters)
@@ -113,16 +129,18 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderConfig:
-    """How a loader divides its images among processes, and reads them.
+    """Settings of a loader: how it reads images and divides them among processes.
 
     Attributes:
-        batch_size: global batch size, over all processes and parts.
-        seed: seed of the order and of all other random draws.
-        num_workers: number of processes that read, for each training process; with 0 the training process reads.
-        num_parts: number of equal parts of a global batch.
-        world_size: number of training processes; each computes `num_parts / world_size` parts of a global batch.
-        rank: index of this process among them.
-        num_repeats: number of copies of an image in a row (repeated augmentation, arXiv 1901.09335).
+        batch_size: global batch size: the number of images in a step, in all processes together.
+        seed: seed of the order of the images and of all other random numbers.
+        num_workers: number of worker processes that read images, per training process. If 0, the training process
+            itself reads the images.
+        num_parts: number of equal parts into which each global batch is divided.
+        world_size: number of training processes. Each of them computes `num_parts / world_size` parts of a global
+            batch.
+        rank: index of this process among the training processes.
+        num_repeats: number of successive copies of each image (repeated augmentation, arXiv 1901.09335).
     """
 
     batch_size: int
@@ -135,7 +153,7 @@ class LoaderConfig:
 
 
 class _Key(NamedTuple):
-    """Identifies one draw of a training image: the epoch, the image, and the number of the copy."""
+    """Identifies one use of a training image: the epoch, the index of the image, and the number of the copy."""
 
     epoch: int
     image: int
@@ -143,18 +161,18 @@ class _Key(NamedTuple):
 
 
 NUM_SUBSTITUTES = 100
-"""Number of images in a row that are tried in place of one that can't be read."""
+"""If an image can't be read, the next images are tried instead. This is the largest number of images that are tried."""
 
 
 Sample = tuple[Images, int, tuple[str, ...]]
-"""An augmented image (C, h, w), its label, and one line for each unreadable image that it replaces."""
+"""An augmented image (C, h, w), its label, and one message for each unreadable image that it replaces."""
 
 
 class _TrainImages(Dataset[Sample[Images]], Generic[Source, Images]):
-    """Maps a key to an augmented image, its label, and lines about unreadable images.
+    """A data set that maps a `_Key` to a `Sample`.
 
-    Random draws depend only on seed and key, so they are the same for any number of workers and processes, and after a
-    resume. An unreadable image is replaced by the next image of the data set.
+    All random numbers depend only on the seed and the key. So they do not change if the number of workers or processes
+    is different, or if a run is resumed. An unreadable image is replaced by the next image of the data set.
     """
 
     def __init__(self, images: Samples[Source], transform: Callable[[Source], Images], seed: int) -> None:
@@ -165,7 +183,8 @@ class _TrainImages(Dataset[Sample[Images]], Generic[Source, Images]):
         return len(self.images)
 
     def __getitems__(self, keys: Sequence[_Key]) -> list[Sample[Images]]:
-        # A worker has its own generators. In the main process the model uses the same ones, so they must not change.
+        # A worker has its own random generators. In the main process, the model uses the same generators as this
+        # function, so their states must be restored.
         with nullcontext() if get_worker_info() else own_randomness():
             return [self[key] for key in keys]
 
@@ -185,7 +204,10 @@ class _TrainImages(Dataset[Sample[Images]], Generic[Source, Images]):
 
 
 def collate(samples: Sequence[Sample[Images]]) -> tuple[Any, Tensor, list[str]]:
-    """Collates images (B, C, h, w) (a list for several crops), labels (B,), and the lines about unreadable images."""
+    """Collates samples to images (B, C, h, w), labels (B,), and a list of messages about unreadable images.
+
+    If the transform returns several crops, the images are a list of one tensor per crop.
+    """
     images, labels, unreadable = zip(*samples, strict=True)
     whole = isinstance(images[0], Tensor)
     stacked = torch.stack(images) if whole else [torch.stack(crops) for crops in zip(*images, strict=True)]
@@ -193,12 +215,14 @@ def collate(samples: Sequence[Sample[Images]]) -> tuple[Any, Tensor, list[str]]:
 
 
 class _PartSampler(Sampler[list[_Key]]):
-    """Yields the keys of one process's parts of an epoch's batches, from a step on.
+    """A sampler that yields the keys of one process, in one list per part of a global batch.
 
-    Part k of n contains every n-th image of a global batch, from the k-th on. Process r of w computes the parts r, r +
-    w, and so on. The order follows from seed and epoch. With `num_repeats`, each image occurs that often in a row, and
-    an epoch has the same length (repeated augmentation, arXiv 1901.09335; timm's sampler). So the copies of an image
-    are in different parts.
+    It yields the parts of all batches of the epoch `epoch`, from the batch with the number `first_step`. If a batch has
+    n parts, part k contains every n-th image of the batch, from image k. If there are w processes, process r computes
+    the parts r, r + w, and so on. The order of the images depends only on the seed and the epoch.
+
+    With repeated augmentation (`num_repeats`; arXiv 1901.09335, timm's sampler), the copies of an image follow each
+    other, so they are in different parts if there are enough parts. The number of keys in an epoch does not change.
     """
 
     def __init__(self, num_images: int, config: LoaderConfig, groups: Sequence[int] | None = None) -> None:
@@ -236,7 +260,10 @@ class _PartSampler(Sampler[list[_Key]]):
         return [_Key(self.epoch, index, place % self.config.num_repeats) for place, index in enumerate(sampler)]
 
     def _grouped(self, order: Sequence[int], groups: Sequence[int]) -> list[int]:
-        """Reorders images so that each part has images of one group; the last parts get the remaining images."""
+        """Reorders images so that all images of a part are in the same group.
+
+        Only the last parts may have images of several groups: the images that did not fill a part of one group.
+        """
         size, parts = self.config.batch_size // self.config.num_parts, list[list[int]]()
         waiting: dict[int, list[int]] = {}
         for index in order:
@@ -253,15 +280,23 @@ class _PartSampler(Sampler[list[_Key]]):
 
 
 class TrainLoader(Generic[Images]):
-    """Shuffled batches (images (B, C, h, w), labels (B,)); order and random draws follow from seed and epoch.
+    """A loader of shuffled batches for training: images (B, C, h, w) and labels (B,).
 
-    If a transform returns a list of crops, the images of a batch are a list too. With `groups` (one number per image),
-    the images of a part belong to one group. `collate_fn` replaces `collate`.
+    The order of the images and all random numbers depend only on the seed and the epoch. If the transform returns a
+    list of crops, the images of a batch are a list of one tensor per crop.
+
+    Args:
+        images: the images to load.
+        transform: a transform from an image to a tensor or to a list of crops.
+        config: settings of the loader.
+        groups: the group number of each image. If given, all images of a part are in the same group, except in the last
+            parts of an epoch.
+        collate_fn: the function that makes a batch from a list of samples.
 
     Attributes:
-        num_steps: number of global batches per epoch; the remaining images are left out of this epoch.
-        num_inputs: number of images that an epoch draws from.
-        unreadable: one line for each image that could not be read so far, without duplicates.
+        num_steps: number of global batches per epoch. Images that do not fill a batch are left out of the epoch.
+        num_inputs: number of images in the data set.
+        unreadable: one message for each image that could not be read so far, without duplicates.
     """
 
     def __init__(
@@ -284,26 +319,27 @@ class TrainLoader(Generic[Images]):
             persistent_workers=config.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=prepare_worker,
-            # The loader draws a number whenever workers start, and their starts differ between a run and its resume.
-            # With a generator of its own, this does not change the model's random draws.
+            # torch's loader draws a random number whenever it starts its workers, and a resumed run starts them at
+            # other times. With a separate generator, these draws do not change the random numbers of the model.
             generator=torch.Generator(),
         )
 
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Images, Tensor]]:
-        """Yields this process's parts of an epoch's batches, from a step on."""
+        """Yields this process's parts of the batches of an epoch, from the batch with the number `first_step`."""
         self._sampler.epoch, self._sampler.first_step = epoch, first_step
         return received_batches(self._loader, self.unreadable)
 
     def close(self) -> None:
-        """Ends the processes that read."""
+        """Ends the worker processes."""
         end_workers(self._loader)
 
 
 def end_workers(loader: DataLoader[Any]) -> None:
-    """Ends the processes that a loader keeps from epoch to epoch.
+    """Ends the worker processes of a loader, because they do not end by themselves after the last epoch.
 
-    At its exit, Python would send them SIGTERM, after which our workers continue for a while. If a reference cycle kept
-    the loader alive until then, a successful run would wait for them and end with an error.
+    Without this call, a reference cycle may keep the loader and its workers alive until Python exits. Python then
+    sends SIGTERM to the workers, but our workers continue for some seconds after SIGTERM (see `prepare_worker`). So a
+    successful run would wait for the workers, and end with an error.
     """
     iterator = loader._iterator
     loader._iterator = None
@@ -314,32 +350,37 @@ def end_workers(loader: DataLoader[Any]) -> None:
 def received_batches(
     loader: Iterable[tuple[Images, Tensor, list[str]]], all_unreadable: list[str]
 ) -> Iterator[tuple[Images, Tensor]]:
-    """Yields the images and labels of a loader, and adds new lines about unreadable images to a list."""
+    """Yields the images and labels of a loader, and adds new messages about unreadable images to `all_unreadable`.
+
+    Raises:
+        XCiTError: if too many images in a row can't be read.
+    """
     try:
         for images, labels, unreadable in loader:
             all_unreadable += [reason for reason in unreadable if reason not in all_unreadable]
             yield images, labels
     except XCiTError as error:
-        # A worker's error has its traceback in the message, and our own message at the end.
+        # torch puts the traceback of a worker into the message of its error. Our own message is at the end.
         raise XCiTError(error.args[0].rpartition(f"{XCiTError.__name__}: ")[2].rstrip()) from None
 
 
 _SECONDS_AFTER_SIGTERM = 20
-"""How long a worker continues after SIGTERM, so that the main process can finish its step and save."""
+"""Number of seconds that a worker continues after SIGTERM, so that the main process can finish its step and save."""
 
 
 def prepare_worker(_: int) -> None:
-    """Prepares a new worker process."""
+    """Prepares a new worker process: limits it to one thread, and sets how it reacts to signals."""
     torch.set_num_threads(1)
-    # Ctrl-C reaches every process of a terminal. The main process then finishes its step and saves, for which it needs
-    # its workers. A scheduler may also send SIGTERM to all of them; then a worker ends after some seconds. Ignoring
-    # SIGTERM would hang a program that ends by an error, because Python then terminates the workers and waits for them.
+    # Ctrl-C sends SIGINT to every process of a terminal. The main process then finishes its step and saves. The main
+    # process needs its workers until then, so the workers ignore SIGINT. A scheduler may send SIGTERM to all processes;
+    # a worker then ends after some seconds. Workers must not ignore SIGTERM: if a program fails, Python sends SIGTERM
+    # to the workers and waits until they end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_SECONDS_AFTER_SIGTERM))
 
 
 class EvaluationImages(Dataset[tuple[Tensor, int, str]]):
-    """The results of `prepared` for a list of images."""
+    """A data set of images that are preprocessed for evaluation, see `prepared`."""
 
     def __init__(self, images: LabelledImages, spec: Preprocessing) -> None:
         self.images, self.spec = images, spec
@@ -352,7 +393,12 @@ class EvaluationImages(Dataset[tuple[Tensor, int, str]]):
 
 
 def prepared(read: Callable[[], tuple[Image.Image, int]], name: str, spec: Preprocessing) -> tuple[Tensor, int, str]:
-    """Returns an image (C, h, w), its label and "", or if it can't be read, zeros, -1 and the reason."""
+    """Reads and preprocesses an image.
+
+    Returns:
+        The image (C, image_size, image_size), its label and "". If the image can't be read: zeros of the same shape, -1
+        and the reason.
+    """
     try:
         image, label = read()
     except XCiTError as error:
@@ -368,9 +414,10 @@ def prepared(read: Callable[[], tuple[Image.Image, int]], name: str, spec: Prepr
 def evaluation_batches(
     images: LabelledImages, spec: Preprocessing, *, batch_size: int, num_workers: int
 ) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
-    """Yields batches in order, with each image once: (B, C, h, w), labels (B,), and reasons why images can't be read.
+    """Yields each image once, in order, in batches.
 
-    An unreadable image is left out of its batch.
+    A batch consists of images (B, C, h, w), labels (B,), and a list of reasons why images can't be read. Unreadable
+    images are left out of the batch.
     """
     loader = DataLoader(
         EvaluationImages(images, spec), batch_size=batch_size, num_workers=num_workers, worker_init_fn=prepare_worker
@@ -381,7 +428,7 @@ def evaluation_batches(
 def readable_batches(
     loader: Iterable[tuple[Tensor, Tensor, Sequence[str]]],
 ) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
-    """Removes unreadable images from the batches of `EvaluationImages`."""
+    """Yields the batches of `EvaluationImages` without the unreadable images, which have the label -1."""
     for batch, labels, reasons in loader:
         readable = labels >= 0
         yield batch[readable], labels[readable], [reason for reason in reasons if reason]

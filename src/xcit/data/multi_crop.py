@@ -1,4 +1,4 @@
-"""Several separately augmented crops of one image: two global ones and some small local ones (multi-crop)."""
+"""Makes two large, global crops and several small, local crops of an image, each with its own augmentation."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,20 +17,20 @@ MultiCropTransform = Callable[[Image.Image], list[Tensor]]
 class MultiCropConfig:
     """DINO's crops (arXiv 2104.14294) and their augmentation; the defaults are those of DINO's code.
 
-    The size of global crops is that of the preprocessing.
+    The size of a global crop is the image size of the preprocessing.
 
     Attributes:
         num_local: number of local crops.
         local_size: side of a local crop, in pixels.
-        global_scale: bounds of the share of the area that a global crop shows.
-        local_scale: bounds of the share of the area that a local crop shows.
-        flip: probability of a mirror image.
-        jitter: probability of a change of colour.
-        jitter_strength: largest changes of brightness, contrast, saturation and hue; for grey images only the first two
-            apply.
-        grayscale: probability that a crop loses its colour.
-        blur: probabilities of a blur, for the first global, the second global and a local crop.
-        blur_radius: bounds of the radius of the Gaussian blur, in pixels.
+        global_scale: smallest and largest share of the image's area that a global crop shows.
+        local_scale: smallest and largest share of the image's area that a local crop shows.
+        flip: probability that a crop is mirrored.
+        jitter: probability that the colours of a crop are changed.
+        jitter_strength: largest changes of brightness, contrast, saturation and hue. In grey images, only brightness
+            and contrast are changed.
+        grayscale: probability that a crop is converted to grey.
+        blur: probabilities that a crop is blurred: the first global crop, the second global crop, and a local crop.
+        blur_radius: smallest and largest radius of the Gaussian blur, in pixels.
         solarize: probability that bright pixels of the second global crop are inverted.
     """
 
@@ -54,21 +54,24 @@ class MultiCropConfig:
         check_field(self, "blur", all(0 <= share <= 1 for share in self.blur), "three probabilities in 0..1")
         for name in ("global_scale", "local_scale"):
             low, high = getattr(self, name)
-            check_field(self, name, 0 < low <= high <= 1, "two rising shares of the area, to 1")
+            check_field(self, name, 0 < low <= high <= 1, "two numbers above 0 and at most 1, the smaller one first")
         check_field(
-            self, "blur_radius", 0 <= self.blur_radius[0] <= self.blur_radius[1], "two rising numbers of pixels"
+            self,
+            "blur_radius",
+            0 <= self.blur_radius[0] <= self.blur_radius[1],
+            "two numbers of pixels, the smaller one first",
         )
         check_field(
             self, "jitter_strength", all(part >= 0 for part in self.jitter_strength), "four numbers of 0 or more"
         )
-        check_field(self, "jitter_strength", self.jitter_strength[3] <= 0.5, "a hue, the last number, of 0.5 at most")
+        check_field(self, "jitter_strength", self.jitter_strength[3] <= 0.5, "at most 0.5 in the last number, the hue")
 
 
 def multi_crop_transform(config: MultiCropConfig, spec: Preprocessing) -> MultiCropTransform:
     """Returns a transform from an image to its crops.
 
-    The first two crops are global, (C, image_size, image_size). The others are local, (C, local_size, local_size).
-    All crops are normalised tensors. Random draws use torch's global generator.
+    The first two crops are global, (C, image_size, image_size). The other crops are local, (C, local_size, local_size).
+    All crops are normalised tensors. All random numbers come from torch's global generator.
     """
     from torchvision import transforms
 
@@ -102,7 +105,7 @@ def multi_crop_transform(config: MultiCropConfig, spec: Preprocessing) -> MultiC
 
 @dataclass(frozen=True)
 class _MultiCrop:
-    """Converts an image to Pillow's mode, and makes each crop."""
+    """A transform that converts an image to the Pillow mode `mode`, and returns a list of its crops."""
 
     mode: str
     crops: list[Callable[..., Tensor]]
@@ -114,7 +117,7 @@ class _MultiCrop:
 
 @dataclass(frozen=True)
 class _Blur:
-    """Pillow's Gaussian blur, with a random radius between two bounds."""
+    """A transform that applies Pillow's Gaussian blur, with a random radius between `low` and `high` pixels."""
 
     low: float
     high: float

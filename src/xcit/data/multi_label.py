@@ -1,4 +1,4 @@
-"""Images that have any number of classes, or no class: a CSV list beside the images."""
+"""Opens images that may have several classes, one class or none. A CSV file lists the images and their classes."""
 
 import csv
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ from xcit.images.read import read_image
 from xcit.regular import is_file, regular
 
 KNOWN_LISTS = (
-    "a CSV file, or a folder with train.csv and val.csv, whose first line names the columns: an image's path and its "
-    "class names with spaces between them, or an image's path and a column of 0 and 1 for each class"
+    "a CSV file, or a folder with train.csv and val.csv; the first line names the columns: the path of an image and "
+    "its class names, separated by spaces, or the path of an image and a column of 0 and 1 for each class"
 )
 
 _BITS = {"0": 0, "0.0": 0, "1": 1, "1.0": 1}
@@ -24,12 +24,12 @@ _BITS = {"0": 0, "0.0": 0, "1": 1, "1.0": 1}
 
 @dataclass(frozen=True)
 class MultiLabelImages:
-    """Image files with any number of classes each. The label of an image is the number of its row in `targets`.
+    """Image files, each with any number of classes. The label of an image is the index of its row in `targets`.
 
     Attributes:
-        paths: paths of N images.
-        targets: (N, K) uint8, 1 if an image has a class.
-        class_ids: K names.
+        paths: paths of the N image files.
+        targets: uint8 (N, K), 1 if the image has the class, else 0.
+        class_ids: names of the K classes.
     """
 
     paths: Sequence[Path]
@@ -43,29 +43,31 @@ class MultiLabelImages:
         return read_image(self.paths[index]), index
 
     def image_name(self, index: int) -> str:
-        """Returns a name of an image for messages."""
+        """Returns the name of an image for messages."""
         return str(self.paths[index])
 
 
 def has_validation_list(data: str) -> bool:
-    """Whether a folder has a list of validation images beside the list of training images."""
+    """Returns whether a folder has a list of validation images, `val.csv`."""
     return (Path(data) / "val.csv").is_file()
 
 
 def open_multi_label(data: str, split: Split, *, class_ids: tuple[str, ...] = ()) -> MultiLabelImages:
-    """Opens one split of a data set.
+    """Opens one split of a data set of images that may have several classes.
 
     Args:
-        data: a folder with train.csv and val.csv, or one CSV file. A single file, or train.csv without val.csv, serves
-            as both splits. The first line names the columns. If there are two columns, the second has the class names
-            of an image, separated by spaces. If there are more, each class has a column, with 1 for images that have
-            the class and 0 for others. Paths of images are relative to the list.
-        split: "val" is the split for evaluation.
-        class_ids: the classes of a model or of another split, in the order of its logits. If empty, the order is that
-            of the columns, or alphabetical.
+        data: a folder with train.csv and val.csv, or one CSV file. If there is only one file, it is used for both
+            splits. The first line of a file names the columns. The first column has the path of an image, relative to
+            the folder of the CSV file. If there are two columns, the second column has the class names of the image,
+            separated by spaces. If there are more columns, each further column is a class, with 1 for images that have
+            the class and 0 for all other images.
+        split: the split to open; "val" is the split for evaluation.
+        class_ids: the class names of a model or of another split, in the order of the logits. If empty, the classes are
+            in the order of the columns; if there are two columns, they are in alphabetical order.
 
     Raises:
-        XCiTError: if there is no such list, a line is wrong, an image is missing, or a class is not in `class_ids`.
+        XCiTError: if the CSV file does not exist, a line is invalid, an image is missing, or a class is not in
+            `class_ids`.
     """
     path = Path(data)
     if path.is_dir():
@@ -80,8 +82,8 @@ def open_multi_label(data: str, split: Split, *, class_ids: tuple[str, ...] = ()
     index_of = {name: index for index, name in enumerate(known)}
     if unknown := [name for name in found if name not in index_of]:
         raise XCiTError(
-            f"{path}: {len(known)} classes are known, and {some_of(map(repr, unknown))} "
-            f"{'is' if len(unknown) == 1 else 'are'} none of them"
+            f"{path}: {some_of(map(repr, unknown))} {'is' if len(unknown) == 1 else 'are'} not among the "
+            f"{len(known)} known classes"
         )
     if not known:
         raise XCiTError(f"{path}: no image has a class")
@@ -95,7 +97,7 @@ def open_multi_label(data: str, split: Split, *, class_ids: tuple[str, ...] = ()
 
 
 def _read(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """Returns the names of the columns, and the nonempty lines with their numbers."""
+    """Returns the names of the columns, and the number and cells of each line that is not empty."""
     try:
         with regular(path).open(encoding="utf-8-sig", newline="") as file:
             lines = list(enumerate(csv.reader(file), start=1))
@@ -103,18 +105,18 @@ def _read(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
         raise XCiTError(f"{path}: can't be read: {error}") from None
     rows = [(number, [cell.strip() for cell in row]) for number, row in lines if any(cell.strip() for cell in row)]
     if len(rows) < 2 or len(rows[0][1]) < 2:
-        raise XCiTError(f"{path}: no list of images: data is {KNOWN_LISTS}")
+        raise XCiTError(f"{path}: not a list of images: data is {KNOWN_LISTS}")
     (_, head), *rows = rows
     if len(set(head)) < len(head):
-        raise XCiTError(f"{path}: two columns have one name")
+        raise XCiTError(f"{path}: two columns have the same name")
     for number, row in rows:
         if len(row) != len(head):
-            raise XCiTError(f"{path}, line {number}: {len(row)} columns, where the first line names {len(head)}")
+            raise XCiTError(f"{path}, line {number}: {len(row)} columns, but the first line names {len(head)}")
     return head, rows
 
 
 def _by_column(path: Path, head: list[str], rows: list[tuple[int, list[str]]]) -> list[tuple[int, list[str]]]:
-    """Returns the class names of each line, from its columns of 0 and 1."""
+    """Returns the number of each line and its class names, which are the columns with 1 in this line."""
     for number, row in rows:
         for name, cell in zip(head[1:], row[1:], strict=True):
             if cell not in _BITS:

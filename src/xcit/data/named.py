@@ -1,4 +1,4 @@
-"""Data sets known by name: they are found on this machine, or downloaded if there is a network."""
+"""Opens named data sets: finds them on this machine, or downloads them."""
 
 import gzip
 import os
@@ -32,7 +32,7 @@ FASHION_MNIST_CLASSES = (
 
 
 def data_dir() -> Path:
-    """Returns the folder of named data sets: XCIT_DATA, else a folder beside the user's other caches."""
+    """Returns the folder of named data sets: the value of XCIT_DATA if it is set, else a folder in the user's cache."""
     if "XCIT_DATA" in os.environ:
         return Path(os.environ["XCIT_DATA"])
     return (
@@ -41,7 +41,12 @@ def data_dir() -> Path:
 
 
 def fashion_mnist_root(debian: Path = DEBIAN_FASHION_MNIST) -> Path:
-    """Returns the folder for torchvision's FashionMNIST; it is filled from Debian's package, or by a download.
+    """Returns the folder for torchvision's FashionMNIST.
+
+    If the data are not in this folder, they are unpacked from Debian's package or downloaded.
+
+    Args:
+        debian: the folder of Debian's package.
 
     Raises:
         XCiTError: if the data are not on the machine and can't be downloaded.
@@ -71,7 +76,7 @@ def fashion_mnist_root(debian: Path = DEBIAN_FASHION_MNIST) -> Path:
 
 
 def open_fashion_mnist(split: Split) -> "FashionMNIST":
-    """Returns the 60,000 training or the 10,000 test images.
+    """Returns Fashion-MNIST's 60,000 training images (for "train") or its 10,000 test images (for "val").
 
     Raises:
         XCiTError: as in `fashion_mnist_root`.
@@ -84,18 +89,21 @@ def open_fashion_mnist(split: Split) -> "FashionMNIST":
 def _missing(root: Path, reason: str) -> str:
     return (
         f"Fashion-MNIST is not on this machine and could not be downloaded ({reason}); install Debian's package "
-        f"dataset-fashion-mnist, or put its four IDX files, gunzipped, into {root / 'FashionMNIST' / 'raw'}"
+        f"dataset-fashion-mnist, or put its four IDX files, decompressed, into {root / 'FashionMNIST' / 'raw'}"
     )
 
 
 def open_cifar(name: str, split: Split) -> "CIFAR10":
-    """Opens "cifar10" or "cifar100" in the data folder, from torchvision's archive there, or downloads it.
+    """Opens the data set "cifar10" or "cifar100".
 
-    The files are pickles, which can run any code. So torchvision compares each with the MD5 sum of the published file
-    before it opens it, and here the archive is compared in the same way.
+    The files are read from the folder `data_dir()`. If they are missing there, they are unpacked from the published
+    archive in the same folder, or downloaded.
+
+    The files are pickles, which can run any code. So torchvision compares the MD5 sum of each file with the published
+    sum before it opens the file. The MD5 sum of the archive is checked in the same way.
 
     Raises:
-        XCiTError: if the data are not on the machine, or differ from the published ones, and can't be downloaded.
+        XCiTError: if the published files are not on the machine and can't be downloaded.
     """
     from filelock import FileLock
     from torchvision import datasets
@@ -106,7 +114,7 @@ def open_cifar(name: str, split: Split) -> "CIFAR10":
     try:
         return kind(str(root), train=is_train)
     except RuntimeError:
-        pass  # missing, or not the published files
+        pass  # the files are missing, or are not the published files
     archive = root / kind.filename
     has_archive = check_integrity(archive, kind.tgz_md5)
     found = f"{archive} is not the published archive" if archive.is_file() and not has_archive else ""
@@ -114,7 +122,7 @@ def open_cifar(name: str, split: Split) -> "CIFAR10":
         raise XCiTError(_missing_cifar(name, archive, found or "this machine is set to be offline"))
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{archive}.lock"):  # only one process of a machine unpacks it
+        with FileLock(f"{archive}.lock"):  # only one process per machine unpacks the archive
             return kind(str(root), train=is_train, download=True)
     except (OSError, RuntimeError) as error:
         raise XCiTError(_missing_cifar(name, archive, found or " ".join(str(error).split()))) from None

@@ -1,4 +1,4 @@
-"""Images in a Parquet file, on disk or at a URL, with the bytes of an image file in each row."""
+"""Reads images from a Parquet file on disk or at a URL. Each row contains the bytes of an image file."""
 
 import re
 from collections.abc import Iterator
@@ -13,18 +13,18 @@ from xcit.extras import need_packages
 from xcit.regular import regular
 
 _COLUMNS = ("image", "img")
-"""Names by which the column of images is recognised; other names have to be given."""
+"""Column names that are recognised as images. If the column has another name, the user must give its name."""
 
 _ROWS_AT_ONCE = 64
 
 
 def is_parquet(place: str) -> bool:
-    """Whether a path or URL has the suffix of a Parquet file; `?image=COLUMN` may follow the suffix."""
+    """Returns whether a path or URL has the suffix `.parquet`. `?image=COLUMN` may follow the suffix."""
     return re.search(r"\.parquet(\?image=.+)?$", place) is not None
 
 
 def count_rows(place: str) -> int:
-    """Returns the number of images; see `read_parquet`."""
+    """Returns the number of rows of a Parquet file; arguments and errors are as in `read_parquet`."""
     with _opened(place) as (file, _):
         return int(file.metadata.num_rows)
 
@@ -33,11 +33,12 @@ def read_parquet(place: str) -> Iterator[StreamSample]:
     """Yields the images of a Parquet file, row by row.
 
     Args:
-        place: a path or URL. The column of images is called `image` or `img`, or has the name given as `?image=COLUMN`
-            at the end. It contains the bytes of an image file, or (as on the Hugging Face Hub) a record with `bytes`.
+        place: a path or URL. It may end in `?image=COLUMN`, the name of the column of images; otherwise this column is
+            called `image` or `img`. The column contains the bytes of image files, or records with a field `bytes`, as
+            on the Hugging Face Hub.
 
     Raises:
-        XCiTError: if the file can't be read, or the column of images is ambiguous.
+        XCiTError: if the file can't be read, or the column of images is missing or ambiguous.
     """
     number = 0
     with _opened(place) as (file, column):
@@ -54,7 +55,7 @@ def read_parquet(place: str) -> Iterator[StreamSample]:
 
 @contextmanager
 def _opened(place: str) -> Iterator[tuple[Any, str]]:
-    """Yields the open file, and the name of its column of images."""
+    """Yields the open Parquet file, and the name of its column of images."""
     need_packages("Parquet", "pyarrow")
     from pyarrow import ArrowException, parquet
 
@@ -67,7 +68,7 @@ def _opened(place: str) -> Iterator[tuple[Any, str]]:
     except FileNotFoundError:
         raise XCiTError(f"{path}: no such file") from None
     except (OSError, ArrowException) as error:
-        raise XCiTError(f"{path}: no Parquet file that can be read ({' '.join(str(error).split())})") from error
+        raise XCiTError(f"{path}: not a readable Parquet file ({' '.join(str(error).split())})") from error
 
 
 def _column(path: str, schema: Any, wanted: str) -> str:
@@ -81,6 +82,8 @@ def _column(path: str, schema: Any, wanted: str) -> str:
     found = [field.name for field in schema if holds_images(field.type)]
     chosen = [name for name in ([wanted] if wanted else _COLUMNS) if name in found]
     if len(chosen) != 1:
-        what = f"the column {wanted} holds no images" if wanted else "which column holds the images is not clear"
-        raise XCiTError(f"{path}: {what}; the columns are {', '.join(schema.names)}; name it as in {path}?image=COLUMN")
+        what = f"the column {wanted} has no images" if wanted else "it is not clear which column has the images"
+        raise XCiTError(
+            f"{path}: {what}; the columns are {', '.join(schema.names)}; name the column as in {path}?image=COLUMN"
+        )
     return chosen[0]

@@ -1,4 +1,7 @@
-"""Reads files at URLs of any protocol that fsspec knows; after a broken connection, reading resumes where it broke."""
+"""Reads files at URLs of any protocol that fsspec supports.
+
+If a connection is lost, it is opened again, and reading resumes where it stopped.
+"""
 
 import io
 import os
@@ -13,41 +16,42 @@ from xcit.images.sources import file_system
 
 _TIMEOUT_SECONDS = 15.0
 _WAITS = (0, 1, 2, 4, 8, 16)
-"""Seconds to wait before each new attempt to connect; once data arrive, the attempts are counted from 0 again."""
+"""Seconds to wait before each new attempt to connect. As soon as data arrive, attempts are counted from 0 again."""
 
 _BUFFER_BYTES = 1 << 20
 
 MOST_BYTES = 1 << 30
-"""The largest size of a file that is read whole."""
+"""The largest number of bytes of a file that is read as a whole."""
 
 _MISUSE = (TypeError, ValueError, KeyError, AttributeError, NotImplementedError, ImportError)
-"""Errors that a protocol's library raises for a URL that is not valid; another attempt would fail too."""
+"""Errors that a protocol's library raises for an invalid URL; another attempt would fail too."""
 
-_OF_HTTP = {"client_kwargs": {"trust_env": True}}  # use the proxies of the environment
+_OF_HTTP = {"client_kwargs": {"trust_env": True}}  # use the proxies in the environment variables
 
 
 def is_url(place: str) -> bool:
-    """Returns whether a place is a URL and not a path."""
+    """Returns whether `place` is a URL (if not, it is a path)."""
     return re.match(r"[a-z][a-z0-9+.-]*://", place) is not None
 
 
 def open_url(url: str, *, waits: Sequence[int] = _WAITS) -> BinaryIO:
-    """Opens a file for reading once from start to end.
+    """Opens the file at a URL for reading once, from start to end.
 
     Args:
-        url: `https://`, `s3://`, `gs://`, `hf://` and so on. Credentials are found where fsspec's library for the
-            protocol looks for them. HTTP uses the proxies of the environment.
-        waits: seconds before each new attempt after the connection failed.
+        url: a URL that begins with `https://`, `s3://`, `gs://`, `hf://` or another protocol. The library that fsspec
+            uses for the protocol finds credentials in its usual locations. HTTP uses the proxies in the environment
+            variables.
+        waits: seconds to wait before each new attempt after a failure. There are as many new attempts as values.
 
     Raises:
-        XCiTError: if the library for the protocol is missing; also, here or while reading, if the server refuses, can't
-            be reached after the last attempt, or has another file than at the start.
+        XCiTError: if the library for the protocol is missing, the server refuses the request, or all attempts fail.
+            Reading from the file raises the same errors, and also an error if the file on the server has changed.
     """
     return cast(BinaryIO, io.BufferedReader(_Body(url, waits), _BUFFER_BYTES))
 
 
 def read_url(url: str) -> bytes | None:
-    """Returns the contents of a small file, or None if it does not exist.
+    """Returns the contents of a small file at a URL; None if the file does not exist.
 
     Raises:
         XCiTError: as in `open_url`; there is only one attempt.
@@ -56,16 +60,16 @@ def read_url(url: str) -> bytes | None:
         with open_url(url, waits=()) as file:
             return read_whole(file, url)
     except XCiTError as error:
-        if _status(error.__cause__) in (403, 404, 410):  # object stores answer 403 for missing files
+        if _status(error.__cause__) in (403, 404, 410):  # object stores may answer 403 for a missing file
             return None
         raise
 
 
 def read_whole(file: BinaryIO, url: str) -> bytes:
-    """Reads an open URL to its end.
+    """Returns all bytes of a file that `open_url` has opened.
 
     Raises:
-        XCiTError: if there are more than `MOST_BYTES`, which no image or list has.
+        XCiTError: if the file has more than `MOST_BYTES` bytes, or can't be read to its end.
     """
     data = file.read(MOST_BYTES + 1)
     if len(data) > MOST_BYTES:
@@ -74,34 +78,37 @@ def read_whole(file: BinaryIO, url: str) -> bytes:
 
 
 def open_seekable(url: str) -> BinaryIO:
-    """Opens a file for reads at any position, as a Parquet file needs them.
+    """Opens the file at a URL for reading at any position, which is necessary for Parquet files.
 
     Raises:
-        XCiTError: if the library for the protocol is missing, or there is no such file.
+        XCiTError: if the library for the protocol is missing, or the file can't be opened.
     """
     files, path = _file_system(url, **_OF_HTTP if url.startswith("http") else {})
     try:
         return cast(BinaryIO, files.open(path, "rb"))
-    except Exception as error:  # from the operating system or the protocol's library
+    except Exception as error:  # an error of the operating system or of the protocol's library
         raise XCiTError(f"{url}: cannot be read ({_reason(error)})") from error
 
 
 def list_urls(url: str) -> list[str]:
-    """Returns the sorted URLs of the files below a folder, which ends in a slash, or of those that match a pattern.
+    """Returns a sorted list of the URLs of files.
+
+    If `url` ends in a slash, it is a folder, and all files below this folder are listed. Otherwise it is a pattern, and
+    all files that match the pattern are listed.
 
     Raises:
-        XCiTError: if the protocol can't list files, or the server refuses.
+        XCiTError: if the protocol can't list files, or the server refuses the request.
     """
     files, path = _file_system(url, **_OF_HTTP if url.startswith("http") else {})
     try:
         found = files.find(path) if url.endswith("/") else files.glob(path)
         return [str(files.unstrip_protocol(one)) for one in sorted(found)]
-    except Exception as error:  # from the operating system or the protocol's library
+    except Exception as error:  # an error of the operating system or of the protocol's library
         raise XCiTError(f"{url}: its files cannot be listed ({_reason(error)})") from error
 
 
 class _Body(io.RawIOBase):
-    """The bytes at one URL."""
+    """The bytes of the file at a URL, as a stream that connects again after an error."""
 
     def __init__(self, url: str, waits: Sequence[int]) -> None:
         self._url, self._waits, self._position = url, waits, 0
@@ -124,7 +131,7 @@ class _Body(io.RawIOBase):
         super().close()
 
     def _try(self, action: Callable[[], bytes]) -> bytes:
-        """Calls a function of the open file; if it fails, opens the file again and repeats the call."""
+        """Calls `action`, which reads from the open file; after an error, opens the file again and repeats the call."""
         waits = list(self._waits)
         while True:
             try:
@@ -133,11 +140,11 @@ class _Body(io.RawIOBase):
                 return action()
             except XCiTError:
                 raise
-            except Exception as error:  # from the operating system or the protocol's library
+            except Exception as error:  # an error of the operating system or of the protocol's library
                 self._hang_up()
                 status = _status(error)
-                # If the server refuses, another attempt is useless, unless it reports that it is overloaded or out of
-                # order.
+                # If the server refuses the request, another attempt is useless. Statuses that may be temporary are not
+                # refusals: 408 (timeout), 429 (too many requests), and from 500 on (errors of the server).
                 is_refusal = status is not None and status < 500 and status not in (408, 429)
                 if not waits or is_refusal or isinstance(error, _MISUSE):
                     reason = f"HTTP {status}" if status and self._is_http else _reason(error)
@@ -163,10 +170,13 @@ class _Body(io.RawIOBase):
             start += skipped
 
     def _open_answer(self) -> tuple[str | None, int]:
-        """Opens one streamed response: requests of single blocks are slower, and not every server supports them.
+        """Opens the file as one streamed HTTP response, from the current position if the server supports this.
+
+        Requests of single blocks would be slower, and not every server supports them.
 
         Returns:
-            The file's version, and the byte at which the response begins.
+            The file's version (its ETag or date; None if the server gives neither), and the position in the file at
+            which the response begins.
         """
         files, path = _file_system(self._url, **_OF_HTTP)
         from aiohttp import ClientTimeout
@@ -175,7 +185,7 @@ class _Body(io.RawIOBase):
         if self._position:
             headers["Range"] = f"bytes={self._position}-"
         timeout = ClientTimeout(total=None, sock_connect=_TIMEOUT_SECONDS, sock_read=_TIMEOUT_SECONDS)
-        # Without this size, fsspec would first request the size of the file.
+        # `size=1` is not the real size. Without it, fsspec would first request the real size.
         self._file = files.open(path, block_size=0, size=1, headers=headers, timeout=timeout)
         answer = self._file.r.headers
         is_rest = answer.get("Content-Range", "").startswith(f"bytes {self._position}-")
@@ -188,7 +198,7 @@ class _Body(io.RawIOBase):
 
 
 def _file_system(url: str, **options: Any) -> tuple[Any, str]:
-    """Returns fsspec's file system for a URL, and the name of the file in it."""
+    """Returns fsspec's file system for a URL, and the path of the file in this file system."""
     try:
         return file_system(url, **options)
     except XCiTError as error:
@@ -198,7 +208,7 @@ def _file_system(url: str, **options: Any) -> tuple[Any, str]:
 
 
 def _status(error: BaseException | None) -> int | None:
-    """Returns the HTTP status of an error, or None for other errors."""
+    """Returns the HTTP status that corresponds to an error; None if there is no such status."""
     if isinstance(error, FileNotFoundError):
         return 404
     return 403 if isinstance(error, PermissionError) else getattr(error, "status", None)
@@ -206,6 +216,6 @@ def _status(error: BaseException | None) -> int | None:
 
 def _reason(error: Exception) -> str:
     number = getattr(error, "errno", None) or 0
-    if isinstance(error, FileNotFoundError) and not number:  # raised by a protocol's library, with only the file's name
+    if isinstance(error, FileNotFoundError) and not number:  # raised by a protocol's library
         return "no such file"
     return os.strerror(number) if number > 0 else " ".join(str(error).split()) or type(error).__name__

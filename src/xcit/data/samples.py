@@ -1,4 +1,4 @@
-"""A labelled image of a stream, whose image is only decoded when it is needed."""
+"""Labelled images of a stream, which are decoded when they are needed, and functions for labels and class names."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -9,17 +9,18 @@ from xcit.errors import XCiTError
 from xcit.images.read import read_encoded_image
 
 MOST_BYTES = 2**30
-"""Size of the largest image file that is read; a sparse file can claim any size."""
+"""The largest number of bytes of an image file that is read. Without a limit, a sparse file could fill the memory."""
 
 
 @dataclass(frozen=True)
 class StreamSample:
-    """An image that has not been read yet.
+    """An image of a stream. The image is read when `read` is called.
 
     Attributes:
-        name: a name for messages.
-        label: index of its class; -1 if it can't be read.
-        load: returns the bytes of the image file, or raises an `XCiTError` with the name and the reason.
+        name: name of the image, for messages.
+        label: class index of the image; -1 if the image has no label or can't be read.
+        load: a function that returns the bytes of the image file, or raises an `XCiTError` with the name and the
+            reason.
         ignore_exif: see `read_image`.
     """
 
@@ -37,7 +38,10 @@ class StreamSample:
         return read_encoded_image(self.load(), self.name, ignore_exif=self.ignore_exif)
 
     def fetched(self) -> "StreamSample":
-        """Returns the same sample with its bytes in memory; if they can't be read, it is unchanged."""
+        """Returns the same sample with the bytes of its image file in memory.
+
+        If the bytes can't be read, returns the sample unchanged.
+        """
         try:
             data = self.load()
         except XCiTError:
@@ -46,7 +50,10 @@ class StreamSample:
 
 
 def unreadable_sample(name: str, reason: str) -> StreamSample:
-    """Returns a sample in place of one that can't be read, so that it is counted and named like an unreadable image."""
+    """Returns a replacement for a sample that can't be read; reading the replacement raises an error with the reason.
+
+    So the sample is counted and reported in the same way as an unreadable image.
+    """
 
     def refuse() -> bytes:
         raise XCiTError(f"{name}: {reason}")
@@ -55,15 +62,15 @@ def unreadable_sample(name: str, reason: str) -> StreamSample:
 
 
 def label_problem(label: object, num_classes: int) -> str:
-    """Returns the problem with a label, or "" if the label is the index of a class."""
+    """Returns the reason why a label is invalid; "" if the label is the index of a class."""
     if type(label) is int and 0 <= label < num_classes:
         return ""
     shown = repr(label) if label is None or isinstance(label, int | float | str) else f"(a {type(label).__name__})"
-    return f"its label {shown} is none of the {num_classes} classes"
+    return f"its label {shown} is not one of the {num_classes} classes"
 
 
 def parse_class_names(text: str) -> tuple[str, ...]:
-    """Returns the class names in a file with one name per line, in the order of the labels."""
+    """Returns the class names in a text with one name per line, in the order of the labels."""
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 

@@ -1,7 +1,7 @@
-"""Images with label maps on disk: ADE20K, or any folder of images and label PNGs with a list of classes.
+"""Opens images with label maps: ADE20K, or a folder of images and label PNGs with a list of classes.
 
-Shapes: `h`, `w` size of an image. A label map is uint8 (h, w), with the class of each pixel, or 255 for pixels that do
-not count.
+Shapes: `h` and `w` are the height and width of an image. A label map is uint8 (h, w). It has the class index of each
+pixel, or 255 for pixels that are ignored in training and evaluation.
 """
 
 from collections.abc import Sequence
@@ -23,17 +23,17 @@ from xcit.images.read import read_image, read_labels
 from xcit.zoo.classes import ade20k_class_names
 
 IGNORED = 255
-"""The label of pixels that count neither in training nor in evaluation."""
+"""The label of pixels that are ignored in training and evaluation."""
 
 Labels = NDArray[np.uint8]
 
 _LABEL_FOLDERS = ("labels", "masks", "annotations")
 
 _LOOKED_AT = 50
-"""Number of label maps that are read to detect whether two classes are stored as masks of 0 and 255."""
+"""Number of label maps that are always read to detect whether two classes are stored as masks of 0 and 255."""
 
 _SHOWN = 5
-"""Number of classes that a message names."""
+"""Number of class names that are listed in a message."""
 
 KNOWN_LAYOUTS = (
     "the folder ADEChallengeData2016, or one with images/train, images/val, labels/train, labels/val and classes.txt"
@@ -52,15 +52,15 @@ class LabelledScenes:
     """One split of a data set.
 
     Attributes:
-        items: image files with their label files.
+        items: pairs of an image file and a label file.
         class_names: class names in the order of the labels.
-        zero_is_ignored: whether a label file has 0 for pixels that do not count and k + 1 for class k, as in ADE20K. If
-            false, it has k for class k and 255 for pixels that do not count.
-        ignored: another label whose pixels do not count; it may be the label of a class.
-        is_mask: whether a label file is a mask of two classes, with 255 for the second.
-        ignore_exif: whether images are read as stored, without their EXIF rotation.
-        source: where the images were found.
-        problems: lines about problems in the data.
+        zero_is_ignored: whether label files contain 0 for ignored pixels and k + 1 for class k, as in ADE20K. If false,
+            they contain 255 for ignored pixels and k for class k.
+        ignored: an additional label to ignore, or None; it may be the label of a class.
+        is_mask: whether label files are masks of two classes, with 255 for the second class.
+        ignore_exif: whether images are read as stored, without the EXIF rotation.
+        source: path of the folder in which the images were found.
+        problems: messages about problems in the data.
     """
 
     items: Sequence[tuple[Path, Path]]
@@ -76,10 +76,10 @@ class LabelledScenes:
         return len(self.items)
 
     def __getitem__(self, index: int) -> tuple[Scene, int]:
-        """Returns a scene, and a label without meaning, because `TrainLoader` expects a label.
+        """Returns a scene and the number 0. `TrainLoader` needs this number as a label; it has no meaning.
 
         Raises:
-            XCiTError: if one of the two files can't be read, or their sizes differ; the message names the file.
+            XCiTError: "<path>: <reason>" if the image or the label map can't be read, or their sizes differ.
         """
         image, labels = read_image(self.items[index][0], ignore_exif=self.ignore_exif), self.labels(index)
         if image.size != labels.shape[::-1]:
@@ -87,22 +87,25 @@ class LabelledScenes:
         return Scene(image, labels), 0
 
     def labels(self, index: int) -> Labels:
-        """Returns a scene's label map.
+        """Returns the label map of a scene.
 
         Raises:
-            XCiTError: if the file can't be read; the message names it.
+            XCiTError: "<path>: <reason>" if the label file can't be read, or has a label that is not a class.
         """
         path = self.items[index][1]
         return self._classes_of(read_labels(path), path)
 
     def differing(self, index: int, labels: Labels, size: tuple[int, int]) -> str:
-        """Returns the error for a scene whose image has another size (width, height) than its label map."""
+        """Returns the error message for an image and a label map of different sizes; `size` is the image's (w, h)."""
         image, path = self.items[index]
         height, width = labels.shape
-        return f"{path}: its label map has {width} x {height} pixels, the image {image.name} {size[0]} x {size[1]}"
+        return (
+            f"{path}: the label map has {width} x {height} pixels, but the image {image.name} has "
+            f"{size[0]} x {size[1]} pixels"
+        )
 
     def image_name(self, index: int) -> str:
-        """Returns a name of a scene for messages."""
+        """Returns the name of a scene for messages."""
         return str(self.items[index][0])
 
     def _classes_of(self, values: Labels, path: Path) -> Labels:
@@ -119,28 +122,28 @@ class LabelledScenes:
         if wrong.any():
             found = ", ".join(map(str, np.unique(values[wrong])[:5]))
             raise XCiTError(
-                f"{path}: {int(wrong.sum())} of {values.size} pixels have a label that is no class: {found}; "
+                f"{path}: {int(wrong.sum())} of {values.size} pixels have a label that is not a class: {found}; "
                 f"labels are {allowed}"
             )
-        # In uint8 arithmetic, 0 - 1 is 255.
+        # In uint8 arithmetic, 0 - 1 is 255, which is `IGNORED`.
         return values - np.uint8(1) if self.zero_is_ignored else values
 
     def ignoring(self, label: int | None) -> "LabelledScenes":
-        """Returns the same scenes with one more label that does not count; None changes nothing."""
+        """Returns the same scenes, in which `label` is also ignored. If `label` is None, the scenes are unchanged."""
         if label is None:
             return self
         return replace(self, ignored=label, is_mask=self.is_mask and label != IGNORED)
 
     def describe(self) -> str:
-        """Describes in one line what was found."""
+        """Returns one line with the number of classes, the first class names, the number of images, and their path."""
         names = some_of(self.class_names, _SHOWN)
         return f"{len(self.class_names)} classes: {names}; {len(self)} images in {self.source}"
 
     def _unmasked(self, values: Labels, path: Path) -> Labels:
         if (values == 1).any():
             raise XCiTError(
-                f"{path}: it has pixels of label 1, and the first label maps of {self.source} are masks of 0 and "
-                f"{IGNORED}: write 1 for {self.class_names[1]!r} in all of them"
+                f"{path}: it has pixels of label 1, but the first label maps of {self.source} are masks of 0 and "
+                f"{IGNORED}: write 1 for {self.class_names[1]!r} in all label maps"
             )
         return np.where(values == IGNORED, np.uint8(1), values)
 
@@ -149,18 +152,22 @@ def open_scenes(data: str, split: Split, *, ignore_exif: bool = False) -> Labell
     """Opens one split of a data set.
 
     Args:
-        data: a folder in one of two layouts. The first is ADE20K's: ADEChallengeData2016, or the folder that contains
-            it, with images/training, images/validation, annotations/training and annotations/validation. The second has
-            images/train and images/val, label maps with the same names and the suffix .png in labels/train and
-            labels/val, and classes.txt with a class name per line. A label is the number of a line, from 0, or 255 for
-            pixels that do not count. Images may be in folders below these. The splits may have other names (see
-            `SPLIT_NAMES`) and may contain the folders, as in train/images and train/masks. With two classes, maps that
-            contain 255 but not 1 are masks, in which 255 is the second class.
-        split: "val" is the split for evaluation.
-        ignore_exif: whether label maps refer to the stored pixels, and not to the image as a viewer rotates it.
+        data: a folder in one of two layouts.
+
+            - ADE20K: the folder ADEChallengeData2016, or the folder that contains it. It has images/training,
+              images/validation, annotations/training and annotations/validation.
+            - A folder with images/train, images/val, labels/train, labels/val and classes.txt. A label map has the name
+              of its image, with the suffix .png. classes.txt has one class name per line. The labels are the numbers of
+              these lines, from 0, and 255 for ignored pixels. Images may be in subfolders.
+
+              The splits may have other names, see `SPLIT_NAMES`. The order of the folders may also be train/images and
+              train/labels. Instead of labels, the folder may be called masks or annotations. If there are two classes
+              and the label maps contain 255 but not 1, they are masks, in which 255 is the second class.
+        split: the split to open; "val" is the split for evaluation.
+        ignore_exif: whether label maps refer to the stored pixels, without the EXIF rotation.
 
     Raises:
-        XCiTError: if there is no such folder, it has no images, or images lack label maps.
+        XCiTError: if the folder does not exist, has no images, or has images without label maps.
     """
     root = Path(data)
     if not root.is_dir():
@@ -177,7 +184,7 @@ def open_scenes(data: str, split: Split, *, ignore_exif: bool = False) -> Labell
         items, problems = _pairs(images, ade20k / "annotations" / folder)
         return LabelledScenes(items, ade20k_class_names(), zero_is_ignored=True, source=str(images), problems=problems)
     if not classes.is_file():
-        raise XCiTError(f"{data}: no classes.txt in it: data is {KNOWN_LAYOUTS}")
+        raise XCiTError(f"{data}: the folder has no classes.txt: data is {KNOWN_LAYOUTS}")
     names = parse_class_names(classes.read_text(encoding="utf-8"))
     if not 2 <= len(names) <= IGNORED:
         raise XCiTError(
@@ -188,16 +195,15 @@ def open_scenes(data: str, split: Split, *, ignore_exif: bool = False) -> Labell
     items, problems = _pairs(images, labels)
     scenes = LabelledScenes(items, names, ignore_exif=ignore_exif, source=str(images), problems=problems)
     if len(names) == 2 and _are_masks(root, items):
-        line = f"{labels}: its label maps are masks of 0 and {IGNORED}: {IGNORED} is taken for {names[1]!r}"
+        line = f"{labels}: its label maps are masks of 0 and {IGNORED}: {IGNORED} means {names[1]!r}"
         scenes = replace(scenes, is_mask=True, problems=(line, *problems))
     return scenes
 
 
 def _folders_of(root: Path, split: Split) -> tuple[Path, Path]:
-    """Returns the folders of a split's images and label maps: images/train and labels/train, or train/images and so on.
+    """Returns the folders of a split's images and label maps, such as images/train and labels/train.
 
-    Raises:
-        XCiTError: if the folders do not exist.
+    If there is no folder of images, returns paths of folders that do not exist.
     """
     for name in SPLIT_NAMES[split]:
         for images in (root / "images" / name, root / name / "images"):
@@ -209,10 +215,10 @@ def _folders_of(root: Path, split: Split) -> tuple[Path, Path]:
 
 
 def _are_masks(root: Path, items: Sequence[tuple[Path, Path]]) -> bool:
-    """Whether the label maps are masks of two classes: at least one map contains 255, and none contains 1.
+    """Returns whether the label maps are masks of two classes: at least one map contains 255, and none contains 1.
 
-    The first `_LOOKED_AT` maps are read. If none of them contains 255, the following maps are read until one does. The
-    label maps of the training split decide for both splits, so that both splits are read in the same way.
+    The first `_LOOKED_AT` maps are read. If none of them contains 255, more maps are read until one contains 255. The
+    maps of the training split are used for both splits, so that the result is the same for both splits.
     """
     images, labels = _folders_of(root, "train")
     if images.is_dir() and labels.is_dir():
@@ -223,7 +229,7 @@ def _are_masks(root: Path, items: Sequence[tuple[Path, Path]]) -> bool:
             break
         try:
             found = np.unique(read_labels(path))
-        except XCiTError:  # reported when it is read for training
+        except XCiTError:  # the error is reported when the label map is read for training
             continue
         if 1 in found:
             return False
@@ -232,7 +238,11 @@ def _are_masks(root: Path, items: Sequence[tuple[Path, Path]]) -> bool:
 
 
 def _pairs(images: Path, labels: Path) -> tuple[list[tuple[Path, Path]], tuple[str, ...]]:
-    """Returns images with their label maps, and one line for each kind of file that was left out."""
+    """Returns pairs of an image and its label map, and one message for each kind of file that was left out.
+
+    Raises:
+        XCiTError: if a folder does not exist, there are no images, or an image has no label map.
+    """
     for folder in (images, labels):
         if not folder.is_dir():
             raise XCiTError(f"{folder}: no such folder; data is {KNOWN_LAYOUTS}")
@@ -244,7 +254,8 @@ def _pairs(images: Path, labels: Path) -> tuple[list[tuple[Path, Path]], tuple[s
     pairs = []
     for image in found:
         name = image.relative_to(images).with_suffix("")
-        # If the label map is missing, the error message names the path where it is expected.
+        # An image without a label map gets the path where a label map is expected. This file does not exist, which is
+        # noticed below.
         pairs.append((image, place_of.pop(name) if name in place_of else labels / f"{name}.png"))
     lonely = [image for image, label in pairs if not label.is_file()]
     if lonely:

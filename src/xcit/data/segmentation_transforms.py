@@ -1,6 +1,7 @@
-"""Prepares scenes for a segmenter: as published for evaluation, and with mmseg's augmentation for training.
+"""Prepares scenes for a segmenter: resizes them for evaluation, and applies mmseg's augmentation for training.
 
-Shapes: `h`, `w` size of an image, `C` channels of the model.
+A scene is an image with its label map. Shapes: `h` and `w` are the height and width of an image, and `C` is the number
+of channels of the model.
 """
 
 import random
@@ -27,13 +28,14 @@ class SegmentationAugmentation:
     """Augmentation of scenes in training.
 
     Attributes:
-        scale: bounds of a random factor on the image size of the preprocessing.
-        crop_size: side of the crop in pixels; a smaller scene is padded, with labels that do not count.
-        max_class_share: a crop is drawn again, up to ten times, if one class has this share of it or more; 1 disables
-            this.
-        flip: share of scenes that are mirrored.
-        distort: whether brightness, contrast, saturation and hue are changed, each with probability 1/2; for grey
-            images only the first two.
+        scale: smallest and largest value of a random factor. The size to which the preprocessing scales an image is
+            multiplied by this factor.
+        crop_size: side of the crop, in pixels. A smaller scene is padded, and the labels of the padding are ignored.
+        max_class_share: limit of the share of one class in a crop. If a class reaches this share, the crop is drawn
+            again, up to ten times; 1 turns this off.
+        flip: probability that a scene is mirrored.
+        distort: whether brightness, contrast, saturation and hue are changed at random, each with probability 1/2. In
+            grey images, only brightness and contrast are changed.
     """
 
     scale: tuple[float, float] = (0.5, 2.0)
@@ -43,30 +45,36 @@ class SegmentationAugmentation:
     distort: bool = True
 
     def __post_init__(self) -> None:
-        check_field(self, "scale", 0 < self.scale[0] <= self.scale[1], "two rising factors above 0")
+        check_field(self, "scale", 0 < self.scale[0] <= self.scale[1], "two factors above 0, the smaller one first")
         check_field(self, "crop_size", self.crop_size >= 1, "at least 1")
         check_field(self, "max_class_share", 0 < self.max_class_share <= 1, "above 0 and at most 1")
         check_field(self, "flip", 0 <= self.flip <= 1, "in 0..1")
 
 
 def to_pixels(image: Image.Image, spec: SegmentationPreprocessing) -> Pixels:
-    """Returns the 8-bit pixels (h, w, C) of an image, grey if the model is."""
+    """Converts an image to 8-bit pixels (h, w, C), with the number of channels of the model, 1 or 3.
+
+    Raises:
+        XCiTError: if the model has another number of channels.
+    """
     if len(spec.mean) not in (1, 3):
-        raise XCiTError(f"preprocessing takes 1 or 3 means, not {len(spec.mean)}")
+        raise XCiTError(f"preprocessing needs 1 or 3 means, not {len(spec.mean)}")
     pixels = np.asarray(image.convert("L" if len(spec.mean) == 1 else "RGB"))
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
 def resized_pixels(image: Image.Image, spec: SegmentationPreprocessing) -> Pixels:
-    """Returns the 8-bit pixels (h, w, C) of an image at the size for evaluation."""
+    """Converts an image to 8-bit pixels (h, w, C) and scales them to the size for evaluation (see `target_size`)."""
     pixels = to_pixels(image, spec)
     return resize_bilinear_8bit(pixels, target_size(pixels, spec))
 
 
 def target_size(pixels: Pixels, spec: SegmentationPreprocessing, factor: float = 1.0) -> tuple[int, int]:
-    """Returns the (height, width) to which pixels (h, w, C) are scaled.
+    """Returns the size (height, width) to which pixels (h, w, C) are scaled.
 
-    The bounds are multiplied by `factor` and rounded down.
+    This is the largest size within the bounds `spec.long_side` and `spec.short_side`. The bounds are multiplied by
+    `factor` and rounded down. If both bounds are 0, the size of the pixels is multiplied by `factor` and rounded half
+    up instead.
     """
     height, width = pixels.shape[:2]
     if spec.long_side == 0:
@@ -76,7 +84,10 @@ def target_size(pixels: Pixels, spec: SegmentationPreprocessing, factor: float =
 
 
 def normalized(pixels: Pixels, spec: SegmentationPreprocessing) -> Tensor:
-    """Normalises 8-bit pixels (h, w, C) to float32 (C, h, w), with mean and standard deviation times 255."""
+    """Normalises 8-bit pixels (h, w, C) to float32 (C, h, w).
+
+    The mean and the standard deviation in `spec` are for pixels in 0..1, so they are multiplied by 255.
+    """
     mean = torch.tensor([255 * value for value in spec.mean], dtype=torch.float32)
     factor = torch.tensor([1 / (255 * value) for value in spec.std], dtype=torch.float32)
     image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).float()
@@ -84,10 +95,11 @@ def normalized(pixels: Pixels, spec: SegmentationPreprocessing) -> Tensor:
 
 
 def augmented_scene(scene: Scene, config: SegmentationAugmentation, spec: SegmentationPreprocessing) -> list[Tensor]:
-    """Augments a scene, with draws from Python's global generator.
+    """Augments a scene, with random numbers from Python's global generator.
 
     Returns:
-        Image (C, crop_size, crop_size) and labels, uint8 (crop_size, crop_size).
+        A list of the normalised image, float32 (C, crop_size, crop_size), and the label map, uint8 (crop_size,
+        crop_size).
     """
     pixels = to_pixels(scene.image, spec)
     size = target_size(pixels, spec, random.uniform(*config.scale))
@@ -121,7 +133,7 @@ def _is_varied(labels: Labels, max_class_share: float) -> bool:
 
 
 def _distorted(pixels: Pixels) -> Pixels:
-    """Applies mmseg's photometric distortion, with hue and saturation in Pillow's 8-bit HSV instead of OpenCV's."""
+    """Applies mmseg's photometric distortion, but changes hue and saturation in Pillow's HSV, not in OpenCV's HSV."""
     if _chance():
         pixels = _line(pixels, 1, random.uniform(-32, 32))
     contrast_first = _chance()

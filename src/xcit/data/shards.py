@@ -1,4 +1,4 @@
-"""Data sets of tar shards (`wds:PATTERN`): the shards that a pattern means, their classes, and the number of images."""
+"""Opens data sets of tar shards (`wds:PATTERN`): finds the shards, the class names and the number of images."""
 
 import glob
 import hashlib
@@ -19,7 +19,7 @@ from xcit.weights.fetch import cache_dir
 
 @dataclass(frozen=True)
 class TarShards:
-    """Shards at these paths and URLs, as a stream of labelled images (see `LabelledStream`)."""
+    """Tar files at paths or URLs, as a stream of labelled images (see `LabelledStream`). Each tar file is a shard."""
 
     shards: tuple[str, ...]
     class_ids: tuple[str, ...]
@@ -36,7 +36,7 @@ class TarShards:
 
 
 def open_shards(data: str, num_classes: int | None) -> TarShards:
-    """Opens `wds:PATTERN` or `wds:PATTERN#COUNT`; see `open_stream`.
+    """Opens the shards named by `wds:PATTERN` or `wds:PATTERN#COUNT`; the arguments are those of `open_stream`.
 
     Raises:
         XCiTError: if shards are missing, or the number of images or of classes is unknown.
@@ -51,27 +51,27 @@ def open_shards(data: str, num_classes: int | None) -> TarShards:
         class_ids = numbered_classes(num_classes)
     else:
         raise XCiTError(
-            f"{data}: the classes are not known: write a file classes.txt beside the first shard, one name per line"
+            f"{data}: the classes are not known: write a file classes.txt beside the first shard, with a name per line"
         )
     num_images = int(found[2]) if found[2] else _recorded_images(shards)
     if num_images is None:
         if any(map(is_url, shards)):
             raise XCiTError(
-                f"{data}: how many images there are is not known: write a file sizes.json beside the shards "
-                f'({{"NAME.tar": COUNT, ...}}), or add the count to the name, as in {data}#1281167'
+                f"{data}: the number of images is not known: write a file sizes.json beside the shards "
+                f'({{"NAME.tar": COUNT, ...}}), or add the number to the name, as in {data}#1281167'
             )
         num_images = _counted_images(shards)
     return TarShards(tuple(shards), class_ids, num_images)
 
 
 def list_shards(pattern: str) -> list[str]:
-    """Returns the shards that a pattern means, without duplicates.
+    """Returns the paths and URLs of the shards that a pattern stands for, without duplicates.
 
-    `{000..146}` means each number of that width, `{a,b}` means each alternative, and `::` joins patterns. In paths,
-    `*`, `?`, `[...]` and `**` match files.
+    `{000..146}` stands for each number from 000 to 146, and `{a,b}` stands for `a` and for `b`. Several patterns are
+    joined by `::`. In paths, `*`, `?`, `[...]` and `**` match files. WebDataset's commands (`pipe:`) are never run.
 
     Raises:
-        XCiTError: if a shard does not exist, or is neither a path nor a URL. Commands (`pipe:`) are never run.
+        XCiTError: if a shard does not exist or can't be opened, or is neither a path nor a URL.
     """
     shards: dict[str, None] = {}
     for part in pattern.split("::"):
@@ -114,12 +114,16 @@ def _glob(pattern: str) -> list[str]:
 
 
 def _check(pattern: str, shards: Sequence[str]) -> None:
-    """Checks before a run starts that all files exist; of URLs only the first and the last are checked."""
+    """Checks that all shards on disk exist, and that the first URL and the last URL can be opened.
+
+    Raises:
+        XCiTError: if a shard is missing.
+    """
     missing = [shard for shard in shards if not is_url(shard) and not Path(shard).is_file()]
     if missing:
         raise XCiTError(
             f"wds:{pattern}: {len(missing)} of the {len(shards)} shards are missing, the first is {missing[0]}; "
-            "bring them there, or change the pattern"
+            "copy them to these paths, or change the pattern"
         )
     urls = [shard for shard in shards if is_url(shard)]
     for url in dict.fromkeys(urls[:1] + urls[-1:]):
@@ -127,7 +131,7 @@ def _check(pattern: str, shards: Sequence[str]) -> None:
 
 
 def _read_beside(shard: str, name: str) -> bytes | None:
-    """Returns a small file in the folder of a shard, or None if there is none."""
+    """Returns the contents of the small file `name` in the folder of a shard; None if the file does not exist."""
     place = shard.rpartition("/")[0] + "/" + name if is_url(shard) else str(Path(shard).parent / name)
     if is_url(place):
         return read_url(place)
@@ -135,9 +139,10 @@ def _read_beside(shard: str, name: str) -> bytes | None:
 
 
 def _recorded_images(shards: Sequence[str]) -> int | None:
-    """Returns the number of images from the files beside the shards, or None if they do not cover all shards.
+    """Returns the number of images according to files beside the shards; None if the files do not list all shards.
 
-    These files are `sizes.json`, an object of file names and counts, or WebDataset's `index.json`.
+    The file in a folder is `sizes.json`, an object that maps names of tar files to numbers of images. If it does not
+    exist, WebDataset's `index.json` is used.
     """
     counts: dict[str, int] = {}
     folders = {shard.rpartition("/")[0]: shard for shard in shards}
@@ -152,20 +157,20 @@ def _recorded_images(shards: Sequence[str]) -> int | None:
                     record = {entry["url"].rpartition("/")[2]: entry["nsamples"] for entry in record["shardlist"]}
                 counts |= {f"{folder}/{file}": int(count) for file, count in record.items()}
             except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
-                raise XCiTError(f"{folder}/{name}: not a record of how many images each shard has; remove it") from None
+                raise XCiTError(f"{folder}/{name}: not a record of the number of images per shard; remove it") from None
             break
     names = ["/".join(shard.rpartition("/")[::2]) for shard in shards]
     return sum(counts[name] for name in names) if counts.keys() >= set(names) else None
 
 
 def _counted_images(shards: Sequence[str]) -> int:
-    """Counts the images of local shards. It takes minutes for a million images, so the result is cached."""
+    """Counts the images in shards on disk. Counting a million images takes minutes, so the result is cached."""
     states = [(str(Path(shard).absolute()), *_state(shard)) for shard in shards]
     key = hashlib.sha256(json.dumps(states).encode()).hexdigest()[:32]
     record = cache_dir() / "shards" / f"{key}.json"
     try:
         record.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{record}.lock"):  # only one process of a machine counts
+        with FileLock(f"{record}.lock"):  # only one process per machine counts the images
             if not record.is_file():
                 part = record.with_suffix(".part")
                 part.write_text(json.dumps({"first": shards[0], "num_images": _count(shards)}))

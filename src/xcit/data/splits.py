@@ -14,7 +14,7 @@ SPLIT_NAMES: Mapping[Split, tuple[str, ...]] = {
     "train": ("train", "training"),
     "val": ("val", "validation", "valid", "test", "testing"),
 }
-"""Names of a split's folder, in upper or lower case; if several folders exist, the first name here is used."""
+"""Accepted names of a split's folder, in upper or lower case. The first name for which a folder exists is used."""
 
 _ALL_NAMES = (*SPLIT_NAMES["train"], *SPLIT_NAMES["val"])
 
@@ -25,12 +25,12 @@ _SPLIT_WORDS = frozenset({"dev", "eval", "holdout", "trn", "tst", *_ALL_NAMES})
 
 @dataclass(frozen=True)
 class FoundSplits:
-    """The contents of a folder of images.
+    """The splits in a folder of images.
 
     Attributes:
-        root: the folder, or the only folder in it.
-        folders: the folders of its splits; empty if its folders are classes.
-        unused: folders beside the splits, which are not read.
+        root: the folder itself, or the only folder in it.
+        folders: maps each split to its folder; empty if the folders in `root` are classes.
+        unused: names of other folders in `root`, which are not read.
     """
 
     root: Path
@@ -38,29 +38,33 @@ class FoundSplits:
     unused: tuple[str, ...] = ()
 
     def of(self, split: Split) -> Path:
-        """Returns the folder of a split. A folder without splits, or with training images only, serves as both.
+        """Returns the folder of a split.
+
+        If there is no folder of validation images, returns the folder of training images. If there are no splits,
+        returns `root`.
 
         Raises:
-            XCiTError: if there are only validation images, and the training images are requested.
+            XCiTError: if `split` is "train", but there are only validation images.
         """
         if split == "train" and self.folders and "train" not in self.folders:
             raise XCiTError(
-                f"{self.root}: no images to train on: its folder {self.folders['val'].name} is of images to measure "
-                f"on; expected a folder {SPLIT_NAMES['train'][0]} beside it"
+                f"{self.root}: no training images: its folder {self.folders['val'].name} has validation images; "
+                f"expected a folder {SPLIT_NAMES['train'][0]} beside this folder"
             )
         return self.folders.get(split, self.folders.get("train", self.root))
 
     @property
     def has_val(self) -> bool:
-        """Whether there are validation images beside the training images."""
+        """Whether there is a folder of validation images."""
         return "val" in self.folders
 
 
 def find_splits(folder: Path) -> FoundSplits:
-    """Finds the splits of a folder; if it contains only one folder, as archives do, that one is used.
+    """Finds the splits in a folder of images.
 
-    Folders are splits if there is one for training and one for validation, or if all of them have names of splits.
-    Otherwise they are classes, so that a class may be called "train".
+    If the folder contains only one folder, as many archives do, the inner folder is searched instead. The folders found
+    are splits if one of them is for training and one is for validation, or if all of them have names of splits.
+    Otherwise they are classes, so a class may be called "train".
     """
     root = below_single_folders(folder)
     names = {entry.name: entry for entry in subfolders(root)}
@@ -78,7 +82,10 @@ def find_splits(folder: Path) -> FoundSplits:
 
 
 def below_single_folders(folder: Path, stop_at: Collection[str] = _ALL_NAMES) -> Path:
-    """Descends into the only folder of a folder without images, as long as the inner folder contains folders."""
+    """Descends from a folder without images into its only subfolder, repeatedly, and returns the last folder.
+
+    It does not descend into a folder that contains images or no subfolders, or that has a name in `stop_at`.
+    """
     place = folder
     while True:
         inside = list(subfolders(place))
@@ -90,11 +97,11 @@ def below_single_folders(folder: Path, stop_at: Collection[str] = _ALL_NAMES) ->
 
 
 def subfolders(folder: Path, passed_by: PassedBy | None = None) -> Iterator[Path]:
-    """Yields the folders that may be classes or splits, sorted by name; names such as 0, 1, 2 are sorted as numbers.
+    """Yields the subfolders that may be classes or splits, sorted by name, or by number if all names are numbers.
 
     Args:
-        folder: where to look.
-        passed_by: counts the folders that are left out.
+        folder: the folder whose subfolders are listed.
+        passed_by: counts the subfolders that are left out.
 
     Raises:
         XCiTError: if the folder can't be read.
@@ -115,30 +122,30 @@ def subfolders(folder: Path, passed_by: PassedBy | None = None) -> Iterator[Path
 
 
 def left_out(folder: Path, passed_by: PassedBy) -> list[str]:
-    """Returns a line about the files that a search for images left out; an empty list if it left out no files."""
+    """Returns a list of one message about the files that a search for images left out; empty if there are none."""
     return [f"{folder}: left out: {passed_by}"] if str(passed_by) else []
 
 
 def is_number(name: str) -> bool:
-    """Whether a name is a whole number from 0 in plain digits, not longer than any class number."""
+    """Returns whether a name consists of one to six decimal digits, so that it can be a class number."""
     return name.isascii() and name.isdecimal() and len(name) <= 6
 
 
 def check_classes(class_ids: tuple[str, ...], where: str) -> None:
-    """Checks that classes can be trained on: there must be several, and folders must not have names of splits.
+    """Checks that a model can be trained on these classes.
 
     Raises:
-        XCiTError: if they can't; the message says how the folders were understood.
+        XCiTError: if there is only one class, or the names of all classes look like names of splits.
     """
     if len(class_ids) == 1:
         raise XCiTError(
-            f"{where}: one class, {class_ids[0]!r}: a model learns to tell classes apart; expected a folder for each "
-            "class, or folders train and val with those in them"
+            f"{where}: only one class, {class_ids[0]!r}, but training needs two or more; expected a folder for each "
+            "class, or folders train and val with class folders in them"
         )
     if class_ids and all(_has_split_word(name) for name in class_ids):
         raise XCiTError(
-            f"{where}: its folders {', '.join(map(repr, class_ids[:3]))} would be the classes, and their names are of "
-            "splits: call them train and val"
+            f"{where}: its folders {', '.join(map(repr, class_ids[:3]))} would be the classes, but these are names of "
+            "splits: call the folders train and val"
         )
 
 
@@ -148,6 +155,6 @@ def _has_split_word(name: str) -> bool:
 
 
 def _has_files_of_data(folder: Path) -> bool:
-    """Whether the folder itself contains images or lists of images."""
+    """Returns whether the folder itself, without its subfolders, contains image files or CSV or TSV files."""
     suffixes = {*IMAGE_SUFFIXES, ".csv", ".tsv"}
     return any(entry.suffix.lower() in suffixes and entry.is_file() for entry in folder.iterdir())

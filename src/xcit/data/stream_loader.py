@@ -31,24 +31,28 @@ from xcit.images.preprocess import Preprocessing
 from xcit.seeding import mix_seeds, own_randomness, seed_all
 
 _FIRST_FILL = 100
-"""Samples in the shuffle buffer before it yields the first one; after that, two are added for each one it yields."""
+"""Number of samples in the shuffle buffer before the first sample is yielded.
+
+Then two samples are added for each sample that is yielded, until the buffer is full.
+"""
 
 
 class StreamTrainLoader:
-    """The equivalent of `TrainLoader` for a stream: shuffled batches (images (B, C, h, w), labels (B,)).
+    """A loader of shuffled batches of a stream for training: images (B, C, h, w) and labels (B,).
 
-    The shards of an epoch are permuted and distributed among slots, one for each worker of each process. With n slots,
-    a slot yields every n-th part of the global batches, from its own shards through a shuffle buffer. If its shards
-    have too few images for the epoch, it starts them again. Order and random draws follow from the seed, the epoch and
-    the number of slots.
+    It corresponds to `TrainLoader`. A slot is the share of the data for one worker of one process. In each epoch, the
+    shards are shuffled and divided among the slots. If there are n slots, each slot yields every n-th part of the
+    global batches (see `LoaderConfig.num_parts`). A slot reads its own shards through a shuffle buffer. If these shards
+    have too few images for the epoch, the slot reads them again from the first shard. The order of the images and all
+    random numbers depend only on the seed, the epoch and the number of slots.
 
     Attributes:
-        num_steps: number of global batches per epoch; the remaining images are left out of this epoch.
-        num_inputs: number of images that an epoch draws from.
-        unreadable: one line for each image that could not be read so far, without duplicates.
+        num_steps: number of global batches per epoch. Images that do not fill a batch are left out of the epoch.
+        num_inputs: number of images in the stream.
+        unreadable: one message for each image that could not be read so far, without duplicates.
 
     Raises:
-        XCiTError: if there are fewer shards than slots, or images would have to be repeated.
+        XCiTError: if there are fewer shards than slots, or `config.num_repeats` is not 1.
     """
 
     def __init__(
@@ -59,17 +63,17 @@ class StreamTrainLoader:
         *,
         shuffle_buffer: int = 2000,
     ) -> None:
-        """Divides the stream among the processes.
+        """Creates the loader.
 
         Args:
             stream: the stream to read.
             transform: a transform from an image to a tensor.
-            config: the loader's settings; `num_repeats` must be 1, because a stream yields each image once.
-            shuffle_buffer: number of undecoded images that each worker holds in memory to shuffle them.
+            config: settings of the loader. `num_repeats` must be 1, because a stream yields each image once.
+            shuffle_buffer: number of undecoded images in the shuffle buffer of each worker.
         """
         if config.num_repeats != 1:
             raise XCiTError(
-                f"num_repeats is {config.num_repeats}, and a stream gives each image once: set "
+                f"num_repeats is {config.num_repeats}, but a stream gives each image once: set "
                 "augmentation.num_repeats to 1"
             )
         _check_shards(stream.num_shards, config.world_size, config.num_workers)
@@ -84,18 +88,18 @@ class StreamTrainLoader:
             persistent_workers=config.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=prepare_worker,
-            # The loader draws a number whenever workers start, and their starts differ between a run and its resume.
-            # With a generator of its own, this does not change the model's random draws.
+            # torch's loader draws a random number whenever it starts its workers, and a resumed run starts them at
+            # other times. With a separate generator, these draws do not change the random numbers of the model.
             generator=torch.Generator(),
         )
 
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields this process's parts of an epoch's batches, from a step on."""
+        """Yields this process's parts of the batches of an epoch, from the batch with the number `first_step`."""
         self._parts.start_at(epoch, first_step)
         return received_batches(self._loader, self.unreadable)
 
     def close(self) -> None:
-        """Ends the processes that read."""
+        """Ends the worker processes."""
         end_workers(self._loader)
 
 
@@ -107,19 +111,19 @@ def _check_shards(num_shards: int, world_size: int, num_workers: int) -> None:
         )
     if num_shards < world_size * num_workers:
         raise XCiTError(
-            f"{num_shards} shards can't be divided among {world_size * num_workers} readers ({world_size} processes of "
-            f"{num_workers} workers): set run.num_workers to at most {num_shards // world_size}, or write the data as "
-            "more, smaller shards"
+            f"{num_shards} shards can't be divided among {world_size * num_workers} readers ({world_size} processes "
+            f"with {num_workers} workers each): set run.num_workers to at most {num_shards // world_size}, or write "
+            "the data as more, smaller shards"
         )
 
 
 class _TrainParts(IterableDataset[list[Sample[Tensor]]]):
-    """One process's parts of an epoch's batches, as lists of images; each worker of the loader reads one slot.
+    """A data set of the parts of global batches that one process computes, as lists of samples.
 
-    A process has as many slots as workers, n, and part k of an epoch contains images of slot k % n. The loader takes
-    parts from the workers in turn, so worker i reads slot i if the epoch begins at step 0. If it begins at a later
-    step, the slots are assigned to the workers in another order, and each worker skips the samples of its slot that
-    were read before.
+    A process has n workers and n slots (see `StreamTrainLoader`), and each worker reads one slot. Part k of the process
+    in an epoch contains images of slot k % n. torch's loader takes parts from the workers in turn. So worker i reads
+    slot i if the epoch begins at step 0. If the epoch begins at a later step, because a run is resumed, the slots are
+    assigned to the workers in another order, and each worker skips the samples of earlier steps.
     """
 
     def __init__(
@@ -130,11 +134,11 @@ class _TrainParts(IterableDataset[list[Sample[Tensor]]]):
         self.part_size, self.parts_a_step = config.batch_size // config.num_parts, config.num_parts // config.world_size
         self.world_size, self.rank, self.num_roles = config.world_size, config.rank, max(config.num_workers, 1)
         self.shuffle_buffer = max(shuffle_buffer, 1)
-        # Epoch and first step are in shared memory, because workers continue from one epoch to the next.
+        # Epoch and first step are in shared memory, so that workers that are already running see new values.
         self._start = torch.zeros(2, dtype=torch.int64).share_memory_()
 
     def start_at(self, epoch: int, first_step: int) -> None:
-        """Sets where the next iterators begin."""
+        """Sets the epoch and the step at which the next iterators begin."""
         self._start[0], self._start[1] = epoch, first_step
 
     def __iter__(self) -> Iterator[list[Sample[Tensor]]]:
@@ -148,12 +152,12 @@ class _TrainParts(IterableDataset[list[Sample[Tensor]]]):
         return islice(self._slot(epoch, role * self.world_size + self.rank, num_before * self.part_size), num_left)
 
     def _slot(self, epoch: int, slot: int, first: int) -> Iterator[list[Sample[Tensor]]]:
-        """Yields the parts of a slot, from an image on, without end."""
+        """Yields the parts of a slot endlessly, from the sample with the number `first`."""
         samples = self._shuffled(epoch, slot, first)
         waiting: deque[StreamSample] = deque()
         for place in count(first, self.part_size):
-            # A worker has its own generators. In the main process the model uses the same ones, so they must not
-            # change.
+            # A worker has its own random generators. In the main process, the model uses the same generators as this
+            # function, so their states must be restored.
             with nullcontext() if get_worker_info() else own_randomness():
                 part = []
                 for index in range(place, place + self.part_size):
@@ -164,9 +168,10 @@ class _TrainParts(IterableDataset[list[Sample[Tensor]]]):
             yield part
 
     def _shuffled(self, epoch: int, slot: int, first: int) -> Iterator[StreamSample]:
-        """Yields the samples of a slot, beginning with number `first`, in the order of a shuffle buffer.
+        """Yields the samples of a slot endlessly, in shuffled order, from the sample with the number `first`.
 
-        Each pass yields each sample once. For skipped samples only the labels are read.
+        After the last shard of the slot, the first shard is read again. The image files of skipped samples are not read
+        if the shards are uncompressed files on disk.
         """
         order = list(range(self.stream.num_shards))
         random.Random(mix_seeds(self.seed, epoch)).shuffle(order)
@@ -178,8 +183,8 @@ class _TrainParts(IterableDataset[list[Sample[Tensor]]]):
             buffer: list[StreamSample] = []
             for fill in chain(range(_FIRST_FILL, self.shuffle_buffer), repeat(self.shuffle_buffer)):
                 for sample in islice(samples, max(fill - len(buffer), 0)):
-                    # Each sample is read as it passes, because a disk is fast for sequential reads and slow for random
-                    # ones.
+                    # The image file is read when the sample enters the buffer, because a disk is fast for sequential
+                    # reads and slow for random reads.
                     buffer.append(sample if place < first else sample.fetched())
                 if not buffer:
                     break
@@ -190,16 +195,17 @@ class _TrainParts(IterableDataset[list[Sample[Tensor]]]):
                     yield sample
                 place += 1
             if place == 0:
-                raise XCiTError(f"no images are in {len(shards)} of the shards: they may be of another form")
+                raise XCiTError(f"{len(shards)} of the shards have no images: they may have another format")
 
 
 def _read_first(
     waiting: deque[StreamSample], samples: Iterator[StreamSample]
 ) -> tuple[Image.Image, int, tuple[str, ...]]:
-    """Returns the first readable image of `waiting`; if all are unreadable, samples of `samples` are appended.
+    """Returns the first readable image in `waiting`, its label, and messages about the unreadable images before it.
 
-    No image is removed. An image that replaces an unreadable one is used again in its own turn, so that unreadable
-    images do not change the order.
+    If no image in `waiting` is readable, samples from `samples` are appended to it until one is readable. No sample is
+    removed from `waiting`, so an image that replaces an unreadable image is used again later, when it is its own turn.
+    Unreadable images therefore do not change the order.
     """
     unreadable: list[str] = []
     for place in range(NUM_SUBSTITUTES):
@@ -213,7 +219,7 @@ def _read_first(
 
 
 class _EvaluationStream(IterableDataset[tuple[Tensor, int, str]]):
-    """Prepared images of one process's shards; with n workers, each worker of the loader reads every n-th shard."""
+    """A data set of the preprocessed images in one process's shards; each of n workers reads every n-th shard."""
 
     def __init__(self, stream: LabelledStream, spec: Preprocessing, world_size: int, rank: int) -> None:
         self.stream, self.spec, self.world_size, self.rank = stream, spec, world_size, rank
@@ -241,7 +247,7 @@ def stream_evaluation_batches(
 ) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
     """Yields batches as `evaluation_batches` does, for the shards `rank`, `rank + world_size`, ... of a stream.
 
-    All processes together yield each image once; a process without a shard yields no batch.
+    All processes together yield each image once. A process without shards yields no batches.
     """
     loader = DataLoader(
         _EvaluationStream(stream, spec, world_size, rank),

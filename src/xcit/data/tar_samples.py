@@ -1,7 +1,7 @@
-"""Reads a tar shard in WebDataset's format as labelled images: consecutive files with the same key are one sample.
+"""Reads a tar shard in WebDataset's format as labelled images: successive files with the same key are one sample.
 
-The standard library reads the tar file. The readers of `webdataset` and `datasets` are not used: they read every byte
-of every sample, even if it is not needed, treat damage as the end of a shard, and silently skip links.
+The tar file is read with the standard library. The readers of `webdataset` and `datasets` are not used, because they
+read every byte of every sample, treat damage as the end of a shard, and skip links without a message.
 """
 
 import json
@@ -28,18 +28,22 @@ def read_tar(shard: str, num_classes: int) -> Iterator[StreamSample]:
     """Yields the samples of a shard, in order.
 
     A sample consists of files with the same key. As in WebDataset, the key is the path up to the first dot of the file
-    name: the file `a.b/1.left.jpg` has the key `a.b/1` and the extension `left.jpg`. A sample has an image, which is
-    recognised by the last part of its extension. In the same way it has a `cls` file with the class index as text, or
-    a `json` file with an object whose "label" is the index. An extension without other parts takes precedence. If
-    there are only extensions of several parts and more than one of them fits, none is used. Files that are neither
-    image nor label are skipped, as are hidden files and files whose names begin with two underscores.
+    name. For example, the file `a.b/1.left.jpg` has the key `a.b/1` and the extension `left.jpg`, and the suffix is
+    `jpg`, the last part of the extension.
 
-    From an uncompressed file on disk, only labels are read before a sample's `load`. Damage is returned as a sample
-    that can't be read; if a shard is cut off, one such sample replaces its rest.
+    A sample needs an image file, with the suffix of an image format, and a label file. The suffix of a label file is
+    `cls` (the class index as text) or `json` (an object with the class index as "label"). If several files have a
+    suitable suffix, the first file with an extension of one part is used. If all their extensions have several parts,
+    the sample is unreadable. Files with other suffixes, hidden files, and files with a name that begins with two
+    underscores are skipped.
+
+    If the shard is an uncompressed file on disk, an image file is not read before the sample's `load` is called. A
+    damaged sample is replaced by an unreadable sample (see `unreadable_sample`). If the shard is cut off or damaged,
+    one unreadable sample replaces the rest of the shard.
 
     Args:
-        shard: a path, or a URL (see `open_url`).
-        num_classes: labels are from 0 to `num_classes` - 1.
+        shard: a path or a URL (see `open_url`).
+        num_classes: number of classes. Valid labels are 0 to `num_classes` - 1.
 
     Raises:
         XCiTError: if the shard is missing, or the disk or the connection fails.
@@ -54,7 +58,7 @@ def read_tar(shard: str, num_classes: int) -> Iterator[StreamSample]:
 
 
 def read_tar_images(shard: str) -> Iterator[StreamSample]:
-    """Yields every image of a shard, in order, and skips all other files; see `read_tar` for damage and errors.
+    """Yields all images of a shard, in order, and skips all other files. Damage is treated as in `read_tar`.
 
     Raises:
         XCiTError: if the shard is missing, or the disk or the connection fails.
@@ -65,7 +69,7 @@ def read_tar_images(shard: str) -> Iterator[StreamSample]:
                 continue
             name = f"{shard}/{file.key}.{file.extension}"
             if file.load is None:
-                yield unreadable_sample(name, "a link in the shard, where a file should be")
+                yield unreadable_sample(name, "the shard contains a link instead of this file")
             else:
                 yield StreamSample(name, -1, file.load)
     except (tarfile.TarError, EOFError, zlib.error) as error:
@@ -75,7 +79,7 @@ def read_tar_images(shard: str) -> Iterator[StreamSample]:
 
 
 class _File(NamedTuple):
-    """A file in a tar file. For a link, `load` is None, because a link can point anywhere."""
+    """A file in a tar file. For a link, `load` is None: links are not followed, because they can lead anywhere."""
 
     key: str
     extension: str
@@ -83,7 +87,10 @@ class _File(NamedTuple):
 
 
 class _Member(tarfile.TarInfo):
-    """A member of a tar file. Only two zero blocks count as the end; `tarfile` treats any damage as the end."""
+    """A member of a tar file. Only a block of zeros is the end of the archive; any damage raises `tarfile.ReadError`.
+
+    Without this class, `tarfile` would treat a damaged header as the end of the archive.
+    """
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
@@ -104,18 +111,18 @@ def _files(shard: str) -> Iterator[_File]:
         else tarfile.open(fileobj=file, mode="r|*", tarinfo=_Member) as archive,
     ):
         while (member := archive.next()) is not None:
-            archive.members.clear()  # type: ignore[attr-defined]  # otherwise they stay in memory until the end
+            archive.members.clear()  # type: ignore[attr-defined]  # otherwise all members stay in memory
             folder, slash, name = member.name.rpartition("/")
             stem, _, extension = name.partition(".")
             extension = extension.lower()
             suffix = extension.rpartition(".")[2]
-            is_meta = not stem or stem.startswith("__")  # hidden files, and notes of the shard's writer
+            is_meta = not stem or stem.startswith("__")  # hidden files, and files with metadata
             if member.isdir() or is_meta or not (suffix in _IMAGES or suffix in _LABELS):
                 continue
             load: Callable[[], bytes] | None = None
             if member.isreg() and member.size > (MOST_BYTES if suffix in _IMAGES else _MOST_LABEL_BYTES):
                 load = partial(
-                    _refuse, f"{shard}/{member.name}: of {member.size:,} bytes, too many for a file of its kind"
+                    _refuse, f"{shard}/{member.name}: {member.size:,} bytes are too many for a file of this type"
                 )
             elif member.isreg() and can_seek and suffix in _IMAGES and not member.issparse():
                 load = partial(_read_part, shard, member.name, member.offset_data, member.size)
@@ -154,21 +161,21 @@ def _read_part(shard: str, name: str, offset: int, size: int) -> bytes:
 def _sample(name: str, files: Sequence[_File], num_classes: int) -> StreamSample:
     extensions = [file.extension for file in files]
     if len(set(extensions)) < len(files):
-        return unreadable_sample(name, f"two files of one name ({', '.join(extensions)})")
+        return unreadable_sample(name, f"two files have the same name ({', '.join(extensions)})")
     images, labels = _chosen(extensions, _IMAGES), _chosen(sorted(extensions), _LABELS)
     if not images:
-        return unreadable_sample(name, "no image with this label in the shard")
+        return unreadable_sample(name, "the shard has no image for this label")
     if not labels:
-        reason = 'no label with this image in the shard (a file .cls, or .json with a "label")'
+        reason = 'the shard has no label for this image (a file .cls, or .json with a "label")'
         return unreadable_sample(name, reason)
     for kind, found in (("image", images), ("label", labels)):
         if len(found) > 1:
-            reason = f"its name ends at the first dot, and it has more than one {kind} ({', '.join(found)})"
+            reason = f"more than one {kind} for this name, which ends at the first dot ({', '.join(found)})"
             return unreadable_sample(name, reason)
     loads = {file.extension: file.load for file in files}
     image, text = loads[images[0]], loads[labels[0]]
     if image is None or text is None:
-        return unreadable_sample(name, "a link in the shard, where a file should be")
+        return unreadable_sample(name, "the shard contains a link instead of this file")
     try:
         label, problem = _label(labels[0], text(), num_classes)
     except XCiTError as error:
@@ -179,16 +186,16 @@ def _sample(name: str, files: Sequence[_File], num_classes: int) -> StreamSample
 
 
 def _chosen(extensions: Sequence[str], kinds: Collection[str]) -> list[str]:
-    """Returns the first extension that equals one of the kinds, else all extensions that end in one of them."""
+    """Returns a list of the first extension that is in `kinds`, or else of all extensions with a suffix in `kinds`."""
     exact = [extension for extension in extensions if extension in kinds]
     return exact[:1] or [extension for extension in extensions if extension.rpartition(".")[2] in kinds]
 
 
 def _label(extension: str, text: bytes, num_classes: int) -> tuple[int, str]:
-    """Returns the class index, and the problem with it; "" if the index is valid."""
+    """Returns the class index, and the reason why it is invalid; the reason is "" if the index is valid."""
     if extension.endswith("cls"):
         word = text.decode(errors="replace").strip()
-        # Class indices do not have more digits, and Python raises an error for numbers with thousands of digits.
+        # No class index has more digits, and Python raises an error for numbers with thousands of digits.
         label: object = int(word) if word.isdecimal() and len(word) <= _MOST_DIGITS else word
     else:
         try:

@@ -1,4 +1,4 @@
-"""Training images without labels: a folder of any layout, or a data set known by name."""
+"""Opens training images without labels: a folder of any layout, or a named data set."""
 
 from pathlib import Path
 
@@ -14,10 +14,10 @@ def open_unlabelled_images(data: str) -> LabelledImages:
 
     Args:
         data: a folder, or any other data that `open_labelled_images` opens. If a folder has splits (see `find_splits`),
-            its training images are used, else all images in it at any depth.
+            its training images are used. Otherwise, all images in the folder and in all its subfolders are used.
 
     Raises:
-        XCiTError: if there is no such data set or folder, or it has no images.
+        XCiTError: if the data set or folder does not exist, or has no images.
     """
     root = Path(data)
     if not root.is_dir():

@@ -173,7 +173,7 @@ def _sizes(sheet: Sheet, least_patches: int) -> list[tuple[int, int]]:
 
 
 def _fixed_sizes(sheet: Sheet, size: tuple[int, int]) -> list[tuple[int, int]]:
-    """Returns the sizes of the compared images for a file with a fixed size. A detector's images may be smaller than that."""
+    """Returns the sizes of the compared images for a file with a fixed size; a detector also gets smaller images."""
     height, width = size
     return [size, (height, 2 * width // 3), (height // 2 + 1, width)] if sheet.kind is DETECTOR else [size] * 2
 

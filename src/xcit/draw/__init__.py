@@ -1,1 +1,1 @@
-"""Draws arrays as pictures."""
+"""Draws pictures of arrays: label maps, detections, attention, features, curves and confusion matrices."""

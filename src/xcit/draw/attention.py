@@ -1,7 +1,7 @@
-"""Pictures of attention: heads beside their image, their mean over the image, XCA's covariances and temperatures.
+"""Draws class attention, and the covariances and temperatures of XCA (cross-covariance attention).
 
-Maps are drawn cell by cell at the image's size, without interpolation: a smooth picture would show more than the model
-computed.
+A map of class attention has one cell per patch. Maps are enlarged to the size of the image without interpolation,
+because a smooth picture would show details that the model did not compute.
 """
 
 import math
@@ -26,19 +26,26 @@ _COVARIANCE_COLOURS = "RdBu_r"
 """A colour map in which uncorrelated channels are white."""
 
 _LEFT_OUT = "0.35"
-"""The grey of cells below the threshold; it is not a colour of the maps."""
+"""The grey of cells that `threshold` excludes. The colour map does not contain this grey."""
 
 _GAP = "0.8"
-"""The grey between the covariances of two heads; white would look like cosines of 0."""
+"""The grey of the gaps between two covariance matrices; white gaps would look like cosines of 0."""
 
 _BRIGHTEST = 0.995
-"""The quantile with the brightest colour. A few cells have values so large that all others would be black."""
+"""The quantile of the values that gets the brightest colour.
+
+The maximum is not used, because a few cells have such large values that all other cells would be almost black.
+"""
 
 _DPI = 130
 
 
 def require_matplotlib() -> None:
-    """Raises an `XCiTError` if matplotlib is missing, before work is spent on the pictures."""
+    """Checks that matplotlib is installed, so that a missing package is reported before any data are computed.
+
+    Raises:
+        XCiTError: if matplotlib is not installed.
+    """
     need_packages("a picture of attention", "matplotlib")
 
 
@@ -52,19 +59,21 @@ def draw_class_attention(
     title: str,
     threshold: float | None = None,
 ) -> None:
-    """Draws the image, the mean of the heads over it, and each head's map, with one colour bar for the heads.
+    """Draws the image, the mean of the heads' maps over the image, and each head's map.
 
-    A colour tells a cell's share of the attention relative to an even distribution over all tokens; the mean has its
-    own scale. The title of a head has its number and the share that its class token keeps.
+    The colour of a cell shows the cell's share of the attention, divided by its share in an even distribution over all
+    tokens. All heads share one colour bar. The mean has a colour scale of its own. The title of a map shows the number
+    of the head and the share of its attention on the class token.
 
     Args:
-        image: (h, w, 3).
-        heads: (M, H, W), each head's attention over the patches.
-        class_token: (M,), the share of each head's attention that the class token keeps.
-        patch_size: number of pixels from one cell to the next.
-        path: a PNG file.
+        image: uint8 (h, w, 3).
+        heads: (M, H, W), the attention of each of M heads over H x W patches.
+        class_token: (M,), the share of each head's attention on the class token itself.
+        patch_size: distance between neighbouring cells, in pixels.
+        path: path of the PNG file to write.
         title: title of the picture.
-        threshold: show only the largest cells of each map that together have this share; None shows all.
+        threshold: if not None, only the largest cells of each map are shown, which together have this share of the
+            map's sum.
     """
     require_matplotlib()
     from matplotlib import colormaps
@@ -98,7 +107,14 @@ def draw_class_attention(
 def overlay_mean(
     image: NDArray[np.uint8], heads: Cells, patch_size: int, *, threshold: float | None = None
 ) -> Image.Image:
-    """Returns the mean of the heads (M, H, W) in colour over the grey image (h, w, 3); small cells stay grey.
+    """Returns the mean of the heads' maps in colour over the image in grey.
+
+    Args:
+        image: uint8 (h, w, 3).
+        heads: (M, H, W), the attention of each of M heads over H x W patches.
+        patch_size: distance between neighbouring cells, in pixels.
+        threshold: if not None, only the largest cells of the mean are coloured, which together have this share of its
+            sum. The image is darker at all other cells.
 
     Raises:
         XCiTError: if matplotlib is missing, or the threshold is out of range.
@@ -112,7 +128,7 @@ def overlay_mean(
     counts, values = np.isfinite(values), np.nan_to_num(values)
     colour = colormaps[_MAP_COLOURS](values[..., 0])[..., :3]
     grey = np.asarray(Image.fromarray(image).convert("L"), dtype=np.float32)[..., None] / 255
-    # The more attention a cell gets, the more colour and the less of the image it shows.
+    # A cell with more attention shows more of the colour and less of the image.
     strength = 0.35 + 0.4 * values
     mixed = np.where(counts, (1 - strength) * grey + strength * colour, grey)
     if threshold is not None:
@@ -122,11 +138,12 @@ def overlay_mean(
 
 
 def draw_channel_attention(covariance: Cells, path: Path, *, title: str) -> None:
-    """Draws the covariance of every XCA block (a row) and head (a column) of an image, with one colour bar.
+    """Draws the covariance matrices of XCA for an image: a row per block, a column per head, and one colour bar.
 
     Args:
-        covariance: (L, M, C, C), -1..1.
-        path: a PNG file.
+        covariance: (L, M, C, C) for L blocks and M heads: the cosine between each query channel (row) and each key
+            channel (column), from -1 to 1.
+        path: path of the PNG file to write.
         title: title of the picture.
     """
     require_matplotlib()
@@ -135,7 +152,7 @@ def draw_channel_attention(covariance: Cells, path: Path, *, title: str) -> None
     from matplotlib.figure import Figure
 
     num_blocks, num_heads, size, _ = covariance.shape
-    # One image with gaps is drawn, because hundreds of panels take minutes.
+    # All matrices are drawn as one image with gaps, because hundreds of panels would take minutes.
     gap = math.ceil(size / 16)
     tiles = np.pad(covariance, ((0, 0), (0, 0), (0, gap), (0, gap)), constant_values=np.nan)
     step = size + gap
@@ -164,14 +181,14 @@ def draw_channel_attention(covariance: Cells, path: Path, *, title: str) -> None
 
 
 def draw_temperatures(temperatures: Cells, title: str, path: Path) -> None:
-    """Draws the learned temperature of every head over the blocks.
+    """Draws the learned temperature of every head in every block, and the mean of each block.
 
-    It draws points and no lines, because the heads of different blocks are unrelated.
+    The heads are points without lines, because a head is not related to the heads of other blocks.
 
     Args:
-        temperatures: (L, M).
+        temperatures: (L, M), for L blocks and M heads.
         title: title of the picture.
-        path: a PNG file.
+        path: path of the PNG file to write.
     """
     require_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -197,19 +214,20 @@ def draw_temperatures(temperatures: Cells, title: str, path: Path) -> None:
 
 
 def _times_even(shares: Cells) -> Cells:
-    """Multiplies the shares (..., H, W) by the number of tokens, N + 1, so that evenly distributed attention is 1.
+    """Divides shares of attention (..., H, W) by the share of a token in an even distribution, 1 / (N + 1).
 
-    N is the number of cells that are not NaN, and the class token is one more token. Cells that are NaN were left out
-    of the attention.
+    N is the number of cells that are not NaN; the class token is one more token. Cells with NaN had no part in the
+    attention.
     """
     num_tokens = int(np.isfinite(shares.reshape(-1, *shares.shape[-2:])[0]).sum()) + 1
     return shares * num_tokens
 
 
 def _top(times_even: Cells) -> float:
-    """Returns the value of the brightest colour, which is at least 1, the share in an even distribution.
+    """Returns the value that gets the brightest colour: the quantile `_BRIGHTEST`, or 1 if 1 is larger.
 
-    With a lower value, the colours would amplify noise.
+    A smaller value would make differences below the even distribution look large. If all values are below 1, the
+    largest value gets the brightest colour.
     """
     highest = float(np.nanmax(times_even))
     top = max(float(np.nanquantile(times_even, _BRIGHTEST)), 1.0)
@@ -217,20 +235,21 @@ def _top(times_even: Cells) -> float:
 
 
 def _grid(num_panels: int, aspect: float) -> "tuple[Figure, list[Axes], Axes]":
-    """Creates a figure of equal panels in reading order, and a place for a colour bar beside them.
+    """Creates a figure with equal panels, row by row, and axes for a colour bar to the right of the panels.
 
-    The positions are computed here, in inches, because matplotlib's layouts take longer than everything else.
+    The positions are computed here, in inches, because matplotlib's layout engines would take more time than all the
+    drawing. `aspect` is the width of a panel divided by its height.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     fewest = math.ceil(num_panels**0.5)
-    num_columns = min(range(fewest, max(fewest, 8) + 1), key=lambda count: -num_panels % count)  # fewest empty places
+    num_columns = min(range(fewest, max(fewest, 8) + 1), key=lambda count: -num_panels % count)  # fewest empty panels
     num_rows = math.ceil(num_panels / num_columns)
     aspect = min(max(aspect, 0.25), 4)
     panel_height = 2.2 / aspect**0.5
     panel_width = panel_height * aspect
-    gap, above, bar_room = 0.08, 0.26, 0.75  # between panels; a panel's title; the bar with its numbers
+    gap, above, bar_room = 0.08, 0.26, 0.75  # in inches: between panels, a panel's title, the colour bar
     step_x, step_y = panel_width + gap, panel_height + above
     width, height = gap + num_columns * step_x + bar_room, gap + num_rows * step_y + 0.22
     figure = Figure(figsize=(width, height))

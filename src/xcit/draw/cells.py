@@ -1,4 +1,4 @@
-"""Maps on a grid of cells: masks of their largest cells, and maps at the size of the image."""
+"""Finds the largest cells of maps with one cell per patch, and enlarges such maps to the size of the image."""
 
 from typing import Any, TypeVar
 
@@ -12,14 +12,14 @@ Kind = TypeVar("Kind", bound=np.generic)
 
 
 def largest_cells(maps: Cells, share: float) -> Mask:
-    """Returns the smallest set of cells of each map that has `share` of the map's sum, as in DINO's pictures.
+    """Selects as few cells of each map as possible that together have `share` of the map's sum, as in DINO's pictures.
 
     Args:
-        maps: (..., H, W), without negative values; NaN is never in the set.
-        share: above 0, at most 1; DINO's videos use 0.6.
+        maps: (..., H, W), values of at least 0, or NaN. Cells with NaN are never selected.
+        share: above 0 and at most 1; DINO's videos use 0.6.
 
     Returns:
-        (..., H, W), true in the set. Among equal cells, earlier ones count as larger.
+        bool (..., H, W), true for the selected cells. If cells are equal, the earlier cells are selected first.
 
     Raises:
         XCiTError: if `share` is out of range.
@@ -30,7 +30,7 @@ def largest_cells(maps: Cells, share: float) -> Mask:
     order = np.argsort(-cells, axis=-1, kind="stable")
     ranked = np.take_along_axis(cells, order, axis=-1)
     sums = ranked.cumsum(axis=-1)
-    # A cell is needed if the cells before it do not suffice.
+    # A cell is needed if the sum of the larger cells is below the share.
     is_needed = np.roll(sums, 1, axis=-1) < share * sums[..., -1:]
     is_needed[..., 0] = ranked[..., 0] > 0
     kept = np.empty_like(is_needed)
@@ -41,10 +41,11 @@ def largest_cells(maps: Cells, share: float) -> Mask:
 def at_image_size(
     maps: np.ndarray[Any, np.dtype[Kind]], size: tuple[int, ...], patch_size: int
 ) -> np.ndarray[Any, np.dtype[Kind]]:
-    """Returns maps (..., H, W) at an image's size (..., h, w): each pixel gets the value of the nearest cell centre.
+    """Enlarges maps (..., H, W) to an image's size (..., h, w).
 
-    The stem's convolutions centre cell (i, j) on the pixel (i * patch_size, j * patch_size). So the square of a cell
-    lies around that pixel, not to its right and below it.
+    Each pixel gets the value of the cell with the nearest centre. Because of the convolutions in the model's stem, the
+    centre of cell (i, j) is the pixel (i * patch_size, j * patch_size). So this pixel is the centre of the cell's
+    square, and not its top left corner.
     """
     rows, columns = (
         np.minimum((np.arange(num_pixels) + patch_size // 2) // patch_size, num_cells - 1)

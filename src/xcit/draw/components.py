@@ -1,4 +1,4 @@
-"""Pictures of feature maps: their three principal components as red, green and blue."""
+"""Draws feature maps: the first three principal components of the features become red, green and blue."""
 
 from typing import Any
 
@@ -9,11 +9,13 @@ _MOST_CELLS = 2**20
 
 
 def component_picture(features: Any) -> NDArray[np.uint8]:
-    """Returns a picture of a map's largest variations; cells that are not finite are white.
+    """Returns a picture of the first three principal components of a feature map.
+
+    Cells with a value that is not finite are white. If there are more than about a million cells (2^20), only every
+    `step`-th row and column is used, with the smallest `step` that is sufficient.
 
     Args:
-        features: an array (H, W, D) that can be sliced: in memory, memory-mapped or Zarr. Of an array with more than a
-            million cells, only every second (or third, ...) row and column is used.
+        features: an array (H, W, D) that can be sliced: in memory, memory-mapped or Zarr.
 
     Returns:
         uint8 (ceil(H / step), ceil(W / step), 3).
@@ -32,7 +34,7 @@ def component_picture(features: Any) -> NDArray[np.uint8]:
     numbers -= numbers.mean(axis=0)
     _, vectors = np.linalg.eigh(numbers.T.astype(np.float64) @ numbers)
     vectors = vectors[:, ::-1][:, :3]
-    # The sign of a component is arbitrary: it is chosen so that the largest entry is positive.
+    # The sign of a component is arbitrary. It is chosen so that the entry with the largest absolute value is positive.
     vectors = vectors * np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(vectors.shape[1])])
     parts = numbers @ vectors.astype(np.float32)
     low, high = np.percentile(parts, (1, 99), axis=0)

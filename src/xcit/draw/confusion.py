@@ -1,4 +1,4 @@
-"""Pictures of a classifier's results."""
+"""Draws the confusion matrix of a classifier."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,17 +9,17 @@ from numpy.typing import NDArray
 from xcit.writing import whole_file
 
 _MAX_NAMED = 40
-"""The largest number of classes for which names and counts are drawn; with more they are illegible."""
+"""The largest number of classes for which names and counts are drawn. For more classes, the text would be too small."""
 
 
 def draw_confusion(confusion: NDArray[np.integer], names: Sequence[str], title: str, path: Path) -> None:
-    """Draws a confusion matrix; each row shows shares of its true class.
+    """Draws a confusion matrix. A colour shows the share of a row's true class that is predicted as a column's class.
 
     Args:
-        confusion: (classes, classes) counts; a row is a true class.
+        confusion: numbers of images (classes, classes), with a row per true class and a column per predicted class.
         names: names of the classes.
         title: title of the picture.
-        path: a PNG file.
+        path: path of the PNG file to write.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""A picture of a run's log: the loss, every evaluated figure, and the learning rate."""
+"""Draws the log of a training run: the loss, all results of evaluation, and the learning rate."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _STRONG, _FAINT, _OTHER = "#08519c", "#9ecae1", "#d95f02"
-"""Two blues of the confusion matrix, and a colour that also differs from them in a grey print."""
+"""Two blues from the colour map of the confusion matrix, and an orange that also differs from them in grey."""
 
 _LABELS = {"top1": "top-1 (%)", "top5": "top-5 (%)"}
-"""Labels of figures whose names do not include the unit."""
+"""Labels with the unit, for results with a name that does not include the unit."""
 
 _NO_FIGURES = {"epoch", "step", "loss", "lr", "seconds", "images_per_second", "data_wait"}
-"""Numbers in the line of an epoch that are not results of an evaluation."""
+"""Names of the numbers in an epoch's line of the log that are not results of evaluation."""
 
 _FEW = 60
-"""The largest number of points that are drawn with marks."""
+"""Curves with at most this number of points are drawn with markers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class _Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class _Log:
-    """The lines of a log, by their number of steps and without duplicates."""
+    """The lines of a log: one line per logged step and one line per epoch, both sorted by step."""
 
     steps: list[Mapping[str, Any]]
     epochs: list[Mapping[str, Any]]
@@ -44,32 +44,36 @@ class _Log:
 
     @property
     def end(self) -> float:
-        """The place of the last line, in epochs, or in steps if no epoch was finished."""
+        """The position of the last line, in epochs; in steps if no epoch was finished."""
         last: int = max(line["step"] for line in (*self.steps[-1:], *self.epochs[-1:]))
         return last / (self.steps_per_epoch or 1)
 
     @property
     def figures(self) -> list[str]:
-        """The names of the evaluated figures, in the order of their first lines."""
+        """The names of the results of evaluation, in the order in which they first occur in the log."""
         names = {name: None for line in self.epochs for name in line if _is_number(line[name])}
         return [name for name in names if name not in _NO_FIGURES]
 
     def curve(self, lines: Sequence[Mapping[str, Any]], name: str) -> _Curve:
-        """Returns one number of the lines that have it, over epochs, or over steps if no epoch was finished."""
+        """Returns the curve of a number over epochs, or over steps if no epoch was finished.
+
+        `name` is the name of the number in the lines, such as "loss". Lines without this number are left out.
+        """
         found = [line for line in lines if _is_number(line.get(name))]
         unit = self.steps_per_epoch or 1
         return _Curve(places=[line["step"] / unit for line in found], values=[line[name] for line in found])
 
 
 def draw_curves(lines: Iterable[Mapping[str, Any]], picture: Path, title: str) -> None:
-    """Draws loss, figures and learning rate of a run over its epochs.
+    """Draws the loss, the results of evaluation and the learning rate of a run over its epochs.
 
-    Logged steps are faint, and the means of epochs are strong. If a part of the run was logged twice, as after a
-    resume, the later lines are used. Without lines no picture is drawn.
+    The loss of single steps has a light colour, and the mean loss of each epoch has a dark colour. If a part of the run
+    was logged twice, for example because the run was resumed, the later lines are used. If there are no lines, no
+    picture is drawn.
 
     Args:
-        lines: lines of a run's log.
-        picture: a PNG file.
+        lines: lines of the log of a run.
+        picture: path of the PNG file to write.
         title: title of the picture.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -123,7 +127,7 @@ def _draw_loss(axes: "Axes", run: _Log, others: Sequence[str]) -> None:
             steps.places, steps.values, color=_FAINT, linewidth=0.8, **_marks(steps), label="training, single steps"
         )
     if epochs.values:
-        # The mean of an epoch is drawn in the middle of the epoch, because it covers all its steps.
+        # The mean of an epoch is drawn in the middle of the epoch, because it is the mean over all steps of the epoch.
         middles = [place - 0.5 for place in epochs.places]
         axes.plot(middles, epochs.values, color=_STRONG, **_marks(epochs), label="training, mean of an epoch")
     for index, name in enumerate(others):
@@ -146,7 +150,7 @@ def _draw_figure(axes: "Axes", curve: _Curve, label: str) -> None:
 
 
 def _draw_learning_rate(axes: "Axes", run: _Log) -> None:
-    # If a short run logged no steps, the ends of its epochs are used.
+    # If a short run logged only one step or none, the learning rates at the ends of the epochs are drawn.
     curve = run.curve(run.steps if len(run.steps) > 1 else run.epochs, "lr")
     axes.plot(curve.places, curve.values, color=_STRONG, **_marks(curve))
     axes.set_ylim(bottom=0)

@@ -1,4 +1,4 @@
-"""Pictures of detections: masks, boxes, class names and scores over the image."""
+"""Draws detections over an image: masks, boxes, class names and scores."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -10,15 +10,19 @@ from PIL import Image, ImageDraw, ImageFont
 from xcit.draw.labels import palette
 
 Box = tuple[float, float, float, float]
-"""x, y, width and height, in pixels."""
+"""A box: x, y, width and height, in pixels."""
 
 
 _LEAST_SIDE, _LARGEST_SIDE = 240, 1200
-"""Limits in pixels: texts would cover a shorter image, and no image is enlarged beyond the second."""
+"""Limits of enlargement, in pixels.
+
+An image with a side shorter than the first limit is enlarged, because texts would cover it. No side is enlarged beyond
+the second limit.
+"""
 
 
 def enlargement(height: int, width: int) -> int:
-    """Returns the factor by which an image of this size is enlarged, so that texts fit beside the objects."""
+    """Returns the integer factor by which an image of this size is enlarged, so that texts do not cover the image."""
     return max(1, min(math.ceil(_LEAST_SIDE / min(height, width)), _LARGEST_SIDE // max(height, width)))
 
 
@@ -31,17 +35,18 @@ def draw_detections(
     *,
     opacity: float = 0.45,
 ) -> Image.Image:
-    """Returns the image with its objects, each class in one colour; the last object is on top.
+    """Returns a picture of the image with the objects.
 
-    A small image is enlarged (see `enlargement`), so that the texts do not cover it.
+    All objects of a class have the same colour, and the last object is on top. A small image is enlarged, so that the
+    texts do not cover it (see `enlargement`).
 
     Args:
-        image: (h, w, 3).
+        image: uint8 (h, w, 3).
         boxes: boxes of the objects.
         labels: labels of the objects, from 1.
-        texts: a text for each box.
-        masks: (h, w) each, 0 or 1. They are used one at a time, so they need not all be in memory.
-        opacity: opacity of a mask's colour.
+        texts: the text at each box.
+        masks: masks of the objects, (h, w), 0 or 1. They are read one at a time, so they need not all be in memory.
+        opacity: opacity of the masks' colours, from 0 to 1.
     """
     height, width = image.shape[:2]
     colours = palette(1 + max(labels, default=0))  # the first colour is the background's
@@ -62,7 +67,7 @@ def draw_detections(
         x, y, box_width, box_height = (times * value for value in box)
         draw.rectangle((x, y, max(x, x + box_width - 1), max(y, y + box_height - 1)), outline=colour, width=line)
         _, _, right, bottom = draw.textbbox((0, 0), text, font=font)
-        # The text is above the box if there is room, else inside it.
+        # The text is above the box if there is enough space, and inside the box otherwise.
         place = (min(max(x, 0), max(0, width - right)), y - bottom - 2 if y > bottom + 2 else max(y, 0))
         draw.rectangle((place[0], place[1], place[0] + right + 2, place[1] + bottom + 2), fill=colour)
         ink = "black" if sum(colour) > 380 else "white"
@@ -71,7 +76,7 @@ def draw_detections(
 
 
 def _window(box: Box, size: tuple[int, int]) -> tuple[slice, slice]:
-    """Returns the rows and columns of an image that a box's mask can cover."""
+    """Returns the rows and columns of an image that the mask of an object with this box can cover."""
     x, y, width, height = box
     return (
         slice(max(0, int(y) - 2), min(size[0], int(y + height) + 3)),

@@ -1,4 +1,4 @@
-"""Pictures of label maps: with a palette, or over their image with a legend."""
+"""Draws label maps: as palette images, or in colour over the image, with a legend."""
 
 import colorsys
 from collections.abc import Sequence
@@ -8,16 +8,17 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 _GOLDEN = 0.618033988749895
-"""Step in hue between two classes, as a part of the circle, so that classes close in the list look different."""
+"""Difference in hue between two successive classes, as a share of the colour circle, so that they look different."""
 
 _ROW = 18
 """Height of a row of the legend, in pixels."""
 
 
 def palette(num_classes: int) -> NDArray[np.uint8]:
-    """Returns a colour (red, green, blue) for each class, (num_classes, 3); it does not depend on `num_classes`.
+    """Returns a colour for each class: uint8 (num_classes, 3), red, green and blue.
 
-    The first colour is grey, because the first class is usually a background.
+    The colour of a class depends only on the class index. The first colour is grey, because the first class is usually
+    the background.
     """
     colours = [
         colorsys.hsv_to_rgb((index * _GOLDEN) % 1, (0.85, 0.6, 1.0)[index % 3], (0.95, 0.75, 0.55)[index // 3 % 3])
@@ -28,18 +29,21 @@ def palette(num_classes: int) -> NDArray[np.uint8]:
 
 
 def label_shares(labels: NDArray[np.uint8]) -> dict[int, float]:
-    """Returns the share of the pixels of each label in a label map, the largest first."""
+    """Returns a dict from each label in a label map to its share of the pixels, with the largest share first."""
     return shares_of(np.bincount(labels.ravel()))
 
 
 def shares_of(counts: NDArray[np.int64]) -> dict[int, float]:
-    """Returns the share of each label that occurs, the largest first, from the number of pixels of each."""
+    """Returns the same dict as `label_shares`, but computes it from the number of pixels of each label.
+
+    `counts[k]` is the number of pixels of label k. Labels without pixels are left out.
+    """
     order = sorted(np.flatnonzero(counts), key=lambda label: -counts[label])
     return {int(label): float(counts[label] / counts.sum()) for label in order}
 
 
 def middles(labels: NDArray[np.uint8], size: tuple[int, ...], scale: int) -> NDArray[np.uint8]:
-    """Returns a label map at a smaller size; each pixel is the middle one of a square of `scale` x `scale` pixels."""
+    """Reduces a label map to `size`. Each new pixel is the middle pixel of a square of `scale` x `scale` old pixels."""
     if scale == 1:
         return labels
     rows, columns = (middle_pixels(count, length, scale) for count, length in zip(size, labels.shape, strict=True))
@@ -47,15 +51,15 @@ def middles(labels: NDArray[np.uint8], size: tuple[int, ...], scale: int) -> NDA
 
 
 def middle_pixels(count: int, length: int, scale: int) -> NDArray[np.int64]:
-    """Returns the middle pixel of each of `count` pieces of `scale` pixels along a side of `length` pixels.
+    """Divides a side of `length` pixels into `count` pieces, and returns the index of the middle pixel of each piece.
 
-    The last piece may be smaller.
+    A piece has `scale` pixels, but the last piece may have fewer.
     """
     return np.minimum(np.arange(count) * scale + scale // 2, length - 1)
 
 
 def draw_labels(labels: NDArray[np.uint8], num_classes: int) -> Image.Image:
-    """Returns a label map (h, w) as a palette image: its values are the labels, and its colours are `palette`'s."""
+    """Converts a label map (h, w) to a palette image. The values are the labels; the colours are those of `palette`."""
     picture = Image.fromarray(labels)
     picture.putpalette(palette(num_classes).ravel().tolist())
     return picture
@@ -64,13 +68,15 @@ def draw_labels(labels: NDArray[np.uint8], num_classes: int) -> Image.Image:
 def overlay_labels(
     image: NDArray[np.uint8], labels: NDArray[np.uint8], names: Sequence[str], *, opacity: float = 0.55
 ) -> Image.Image:
-    """Returns the image with the labels' colours over it, and below it a legend of its labels, the largest first.
+    """Returns a picture of the image with the colours of its labels over it, and a legend below the image.
+
+    The legend lists the labels in the image and their shares of the pixels, with the largest share first.
 
     Args:
-        image: (h, w, 3).
-        labels: (h, w); where a label has no name, the image stays as it is.
-        names: names of the labels.
-        opacity: opacity of the colours.
+        image: uint8 (h, w, 3).
+        labels: label map, uint8 (h, w). Pixels with a label that has no name get no colour.
+        names: names of the labels 0, 1, and so on.
+        opacity: opacity of the colours, from 0 to 1.
     """
     colours = palette(len(names))
     is_known = labels < len(names)

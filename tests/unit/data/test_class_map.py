@@ -44,18 +44,18 @@ def test_files_in_every_form(tmp_path: Path, name: str, text: str) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.csv", "a,x\nb,y\na,z\n", "a.csv, line 3: 'a' means 'x' before, now 'z'"),
-        ("a.csv", "a,x\nb,\n", "a.csv, line 2: a name or the class that it means is missing"),
-        ("a.csv", "a,x\nb,y,z\n", "a.csv, line 2: 'b,y,z' is no name and class"),
+        ("a.csv", "a,x\nb,y\na,z\n", "a.csv, line 3: 'a' has the class 'z', but the class 'x' before"),
+        ("a.csv", "a,x\nb,\n", "a.csv, line 2: a name or its class is missing"),
+        ("a.csv", "a,x\nb,y,z\n", "a.csv, line 2: 'b,y,z' is not a name and a class"),
         ("a.csv", "a\n", "has one column: expected two"),
         ("a.csv", "\n", "a.csv: an empty class map"),
         ("a.csv", "name,class\n", "a.csv: an empty class map"),
-        ("a.json", "[1]", "a.json: a class map is an object from names in the data to classes"),
-        ("a.json", '{"a": 1', "a.json: no JSON: Expecting ',' delimiter"),
-        ("a.json", "[" * 100_000, "a.json: no JSON: maximum recursion"),
+        ("a.json", "[1]", "a.json: a class map must be a JSON object that maps names in the data to classes"),
+        ("a.json", '{"a": 1', "a.json: not a JSON file: Expecting ',' delimiter"),
+        ("a.json", "[" * 100_000, "a.json: not a JSON file: maximum recursion"),
         ("a.json", '{"a": ["n01440764", "tench"]}', "a.json: the class of 'a' must be a name or an index"),
         ("a.json", '{"a": true}', "must be a name or an index"),
-        ("a.json", '{"a": -1}', "a.json: a name or the class that it means is missing"),
+        ("a.json", '{"a": -1}', "a.json: a name or its class is missing"),
         ("a.json", "{}", "a.json: an empty class map"),
     ],
 )
@@ -84,7 +84,7 @@ def test_several_folders_may_mean_one_class(tmp_path: Path) -> None:
     assert by_folder(train) == {"husky": "dog", "beagle": "dog", "manx": "cat"}
     assert by_folder(watched) == {"hounds": "dog"}
     assert opened.notes[0] == f"found 2 classes: cat, dog; 3 images in {tmp_path / 'train'}, classes by {path}"
-    assert opened.problems == (f"{tmp_path}: no images to measure on of 1 of the 2 classes: 'cat'",)
+    assert opened.problems == (f"{tmp_path}: no validation images for 1 of the 2 classes: 'cat'",)
     assert by_folder(open_measured(str(tmp_path), 0, str(path))) == {"hounds": "dog"}
 
 
@@ -103,7 +103,7 @@ def test_numbers_are_the_models_classes(tmp_path: Path) -> None:
         }
     images = read_class_map(tmp_path / "map.json").apply(open_labelled_images(str(tmp_path), "train"))
     assert images.class_ids == ("9", "10") and describe_classes(images).startswith("2 classes: 9, 10; 2 images in ")
-    with pytest.raises(XCiTError, match=r"m: class 10 is none of the model's 10, which count from 0"):
+    with pytest.raises(XCiTError, match=r"m: class 10 does not exist: the model's 10 classes are numbered from 0"):
         numbered(images, 10, "m")
 
 
@@ -111,7 +111,7 @@ def test_a_class_that_the_file_has_not_is_named(tmp_path: Path) -> None:
     write(tmp_path, "a", "b", "c", "d", "e")
     (tmp_path / "map.csv").write_text("a,x\n")
     with pytest.raises(
-        XCiTError, match=r"map.csv: 4 of the 5 classes in the data are not in it: 'b', 'c', 'd', \.\.\."
+        XCiTError, match=r"map.csv: 4 of the 5 classes in the data are missing in this file: 'b', 'c', 'd', \.\.\."
     ):
         open_measured(str(tmp_path), 0, str(tmp_path / "map.csv"))
 

@@ -82,7 +82,7 @@ def test_an_empty_class_is_named(tmp_path: Path) -> None:
 
 def test_no_images_at_all(tmp_path: Path) -> None:
     assert error_of(tmp_path) == (
-        f"{tmp_path}: no images by class: expected folders named for the classes, with images in them"
+        f"{tmp_path}: no images by class: expected a folder for each class, with images in it"
     )
     (tmp_path / "cat").mkdir()
     assert "no images by class" in error_of(tmp_path, "train")
@@ -128,7 +128,7 @@ def test_a_flat_val_folder_and_its_labels(tmp_path: Path, place: str, lines: lis
 def test_a_flat_folder_without_labels_says_what_is_missing(tmp_path: Path) -> None:
     pictures(tmp_path, ["a.png"])
     message = error_of(tmp_path)
-    assert message.startswith(f"{tmp_path}: images without class folders need their labels in a file val.txt")
+    assert message.startswith(f"{tmp_path}: images without class folders need a file val.txt with their labels")
     assert "index from 0, or wnid" in message
     assert "no images by class" in error_of(tmp_path, "train")  # this layout is accepted only for validation
 

@@ -129,19 +129,19 @@ def test_every_bad_entry_is_named_and_counted_and_costs_no_other(tmp_path: Path)
     found = open_coco(tmp_path, "val")
     lines = sorted(found.problems)
     assert [line.partition(":")[0] for line in lines] == [
-        "1 annotations left out, for no category has their category_id",
-        "1 annotations left out, for no image has their image_id",
-        "1 annotations left out, for they are no objects of fields",
-        "1 images left out, for another has their id",
-        "1 images left out, for there is no such file",
-        "1 images left out, for they lack id or file_name",
-        "1 objects are not trained on, for their box has a side below a pixel",
+        "1 annotations left out, because no category has their category_id",
+        "1 annotations left out, because no image has their image_id",
+        "1 annotations left out, because they are not JSON objects",
+        "1 images left out, because another image has the same id",
+        "1 images left out, because the file does not exist",
+        "1 images left out, because they have no id or no file_name",
+        "1 objects are not trained on, because a side of their box is shorter than a pixel",
         "1 objects have no mask",
-        "2 annotations left out, for bbox is not four finite numbers",
-        "2 annotations left out, for their mask is malformed",
-        "2 objects are not trained on, for their box is outside the image",
+        "2 annotations left out, because bbox is not four finite numbers",
+        "2 annotations left out, because their mask is invalid",
+        "2 objects are not trained on, because their box is outside the image",
     ]
-    assert "annotation 25 of a.png: its packed counts are cut off, or no RLE; annotation 26" in lines[9]
+    assert "annotation 25 of a.png: its packed counts are cut off or invalid; annotation 26" in lines[9]
     assert "gone.png" in lines[4]
     assert all("\n" not in line for line in lines)
     # All correct images are read. Objects that can't be used for training are read too.
@@ -175,7 +175,7 @@ def test_a_picture_of_another_size_is_refused(tmp_path: Path) -> None:
         ('{"images": [], "categories": []}', "it has no categories"),
         ('{"images": [], "categories": [{"id": 1}]}', "a category needs"),
         ('{"images": [], "categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}', "have the id 1"),
-        ('{"images": [], "categories": [{"id": 1, "name": "a"}], "annotations": 3}', "'annotations' is no list"),
+        ('{"images": [], "categories": [{"id": 1, "name": "a"}], "annotations": 3}', "'annotations' is not a list"),
         ('{"images": [], "categories": [{"id": 1, "name": "a"}]}', "none of its 0 images"),
     ],
 )

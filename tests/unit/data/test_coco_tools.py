@@ -71,7 +71,7 @@ def test_cvat(tmp_path: Path, annotations: str, images: str) -> None:
     picture(tmp_path / images / "more" / "a.png")
     found = open_coco(tmp_path, "train")
     assert found.images[0].path == tmp_path / images / "more" / "a.png"
-    assert found.problems == ("1 objects have no mask: their box is taken for it: annotation 1 of more/a.png",)
+    assert found.problems == ("1 objects have no mask: their box is used as the mask: annotation 1 of more/a.png",)
     assert not has_annotations_of(str(tmp_path), "val")
     if "default" in annotations:
         assert len(open_coco(tmp_path, "val")) == 1
@@ -109,9 +109,9 @@ def test_ids_may_be_text(tmp_path: Path, image: Any, image_again: Any, category:
     assert [[one.label for one in image.objects] for image in found.images] == [[1], [1]]
     assert len({image.id for image in found.images}) == 2
     assert [line.partition(":")[0] for line in found.problems] == [
-        "1 images left out, for another has their id",
+        "1 images left out, because another image has the same id",
         "2 objects have no mask",
-        "1 annotations left out, for no image has their image_id",
+        "1 annotations left out, because no image has their image_id",
     ]
     # In a detector's file, category ids are integers.
     assert found.category_ids == ((2, 1) if category == 1 else (1, 2))
@@ -133,15 +133,15 @@ def test_why_images_are_left_out_is_said(tmp_path: Path) -> None:
     with pytest.raises(XCiTError) as error:
         open_coco(tmp_path / "all.json", "val")
     assert "none of its 0 images is in" in str(error.value)
-    assert "\n  1 images left out, for height or width is no number of pixels: {'id': 1" in str(error.value)
-    assert "\n  1 images left out, for they lack id or file_name: {'id': 2" in str(error.value)
+    assert "\n  1 images left out, because height or width is not a number of pixels: {'id': 1" in str(error.value)
+    assert "\n  1 images left out, because they have no id or no file_name: {'id': 2" in str(error.value)
     images = [{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "b.png", "height": 30, "width": 40}]
     write(tmp_path / "all.json", images, [box(5, 1, 1)], [{"id": 1, "name": "coat"}])
     (tmp_path / "a.png").write_text("no picture")
     picture(tmp_path / "b.png")
     first, second = open_coco(tmp_path / "all.json", "val").problems
-    assert first.startswith("1 images left out, for neither the JSON nor the file has their size")
-    assert second == "1 annotations left out with their images: annotation 5 of a.png"
+    assert first.startswith("1 images left out, because neither the JSON nor the image file gives a size")
+    assert second == "1 annotations left out, because their image is left out: annotation 5 of a.png"
 
 
 def test_a_degenerate_polygon_costs_itself(tmp_path: Path) -> None:
@@ -157,9 +157,9 @@ def test_a_degenerate_polygon_costs_itself(tmp_path: Path) -> None:
     assert found.masks(0, objects).sum(axis=(1, 2)).tolist() == [80, 80]
     assert [one.area for one in objects] == [80, 80]
     assert found.problems == (
-        "1 masks without those of their polygons that are none: annotation 1 of a.png: 2 of 3",
-        "1 annotations left out, for their mask is malformed: annotation 2 of a.png: a polygon of 4 numbers, where "
-        "three points or more need two each",
+        "1 masks used without their invalid polygons: annotation 1 of a.png: 2 of 3",
+        "1 annotations left out, because their mask is invalid: annotation 2 of a.png: a polygon of 4 numbers: it "
+        "needs three or more points of two numbers each",
     )
 
 
@@ -176,7 +176,9 @@ def test_boxes_that_were_drawn_on_stored_pixels(tmp_path: Path, orientation: int
     assert (np.asarray(stored.read(0)) == pixels).all()
     turned = open_coco(tmp_path / "a.json", "val")
     if orientation == 6:
-        with pytest.raises(XCiTError, match=r"is 30 x 40 pixels, but 40 x 30 in .*; it is so with ignore_exif true"):
+        with pytest.raises(
+            XCiTError, match=r"is 30 x 40 pixels, but 40 x 30 in .*; the sizes agree with ignore_exif true"
+        ):
             turned.read(0)
         write(tmp_path / "a.json", [{"id": 1, "file_name": "a.png"}], [box(1, 1, 1)], [{"id": 1, "name": "coat"}])
         assert open_coco(tmp_path / "a.json", "val").images[0].size == (40, 30)

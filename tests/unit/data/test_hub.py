@@ -151,9 +151,9 @@ def test_labels_that_are_texts(tmp_path: Path, png: Png) -> None:
     assert train.class_ids == val.class_ids == ("cat", "dog")  # classes of the training images
     assert contents(train) == [(0, 1), (1, 0), (2, 1)]
     assert val[0][1] == 1
-    with pytest.raises(XCiTError, match="test row 1: its label 'bird' is none of the 2 classes"):
+    with pytest.raises(XCiTError, match="test row 1: its label 'bird' is not one of the 2 classes"):
         val[1]
-    assert "a stream does not know them all: open it as hf:" in error_of(f"hf-stream:{tmp_path / 'images'}")
+    assert "a stream can't list all of them: open it as hf:" in error_of(f"hf-stream:{tmp_path / 'images'}")
     (tmp_path / "images" / "classes.txt").write_text("dog\ncat\n")
     stream = open_stream(f"hf-stream:{tmp_path / 'images'}", "train")
     assert streamed(stream) == [[(0, 0), (1, 1), (2, 0)]]
@@ -180,10 +180,10 @@ def test_columns_that_are_not_clear_are_named_and_can_be_chosen(tmp_path: Path, 
     write(tmp_path / "images" / "train.parquet", [png(0)], [2], types, img=masks, fine_label=[1], id=[3])
     data = f"hf:{tmp_path / 'images'}"
     assert error_of(data) == (
-        f"{data}: which column holds the images is not clear; the columns are image, label, img, fine_label, id; "
-        f"name it as in {data}?image=COLUMN"
+        f"{data}: it is not clear which column has the images; the columns are image, label, img, fine_label, id; "
+        f"name the column as in {data}?image=COLUMN"
     )
-    assert "which column holds the labels is not clear" in error_of(f"{data}?image=img")
+    assert "it is not clear which column has the labels" in error_of(f"{data}?image=img")
     assert "there is no column fine; the columns are" in error_of(f"{data}?image=img&label=fine")
     assert "the column img has no class labels" in error_of(f"{data}?image=image&label=img")
     assert "the column id has no images: it is of type" in error_of(f"{data}?image=id&label=label")
@@ -199,21 +199,21 @@ def test_columns_of_no_known_name(tmp_path: Path, png: Png) -> None:
     for kind in ("hf", "hf-stream"):
         data = f"{kind}:{tmp_path / 'images'}"
         assert error_of(data) == (
-            f"{data}: which column holds the images is not clear; the columns are picture, y; "
-            f"name it as in {data}?image=COLUMN"
+            f"{data}: it is not clear which column has the images; the columns are picture, y; "
+            f"name the column as in {data}?image=COLUMN"
         )
-        assert error_of(f"{data}?image=picture").endswith(f"name it as in {data}?label=COLUMN")
+        assert error_of(f"{data}?image=picture").endswith(f"name the column as in {data}?label=COLUMN")
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ("hf:/no/such/folder", "hf:/no/such/folder: no such folder, and no name of a data set"),
+        ("hf:/no/such/folder", "hf:/no/such/folder: no such folder, and not a valid name of a data set"),
         ("hf:a/b?split=x", "hf:a/b?split=x: must be of the form hf:NAME, or hf:NAME?config=NAME"),
         ("hf:a/b#12", "must be of the form hf:NAME"),
         ("hf:", "must be of the form hf:NAME"),
         ("hf-stream:a/b#many", "must be of the form hf-stream:NAME"),
-        ("hf:nobody/nothing", "hf:nobody/nothing: no such folder, and the Hugging Face Hub gives none ("),
+        ("hf:nobody/nothing", "hf:nobody/nothing: no such folder, and no such data set on the Hugging Face Hub ("),
     ],
 )
 def test_what_is_not_there(data: str, message: str) -> None:
@@ -237,7 +237,7 @@ def test_a_split_that_is_not_there(tmp_path: Path, png: Png) -> None:
 def test_unreadable_rows_are_named(tmp_path: Path, png: Png) -> None:
     write(tmp_path / "images" / "train.parquet", [b"<html>", None, png(2), png(3)], [0, 1, -1, 2])
     data = str(tmp_path / "images")
-    reasons = ["row 0: not an image that can be read", "row 1: there is no image", "row 2: its label -1 is none of"]
+    reasons = ["row 0: not an image that can be read", "row 1: there is no image", "row 2: its label -1 is not one of"]
     images = open_labelled_images(f"hf:{data}", "train")
     samples = list(open_stream(f"hf-stream:{data}", "train").shard(0))
     for index, reason in enumerate(reasons):
@@ -255,7 +255,7 @@ def test_images_in_files_beside_the_table(tmp_path: Path, png: Png) -> None:
         path.parent.mkdir(parents=True)
         path.write_bytes(png(number))
     data = f"hf-stream:{tmp_path / 'images'}"
-    assert "how many images there are is not known: add the count to the name" in error_of(data)
+    assert "the number of images is not known: add it to the name" in error_of(data)
     assert streamed(open_stream(f"{data}#2", "train")) == [[(0, 0), (1, 1)]]
     images = open_labelled_images(f"hf:{tmp_path / 'images'}", "train")
     assert (contents(images), images.class_ids) == ([(0, 0), (1, 1)], ("cat", "dog"))

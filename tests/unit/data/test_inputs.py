@@ -107,10 +107,10 @@ def test_parquet() -> None:
     assert names("b.parquet?image=b") == ["b.parquet row 0"]
     Path("damaged.parquet").write_bytes(b"PAR1" + bytes(40) + b"PAR1")
     for word, message in (
-        ("b.parquet", "which column holds the images is not clear; the columns are a, b, text; name it as in"),
-        ("b.parquet?image=text", "the column text holds no images"),
+        ("b.parquet", "it is not clear which column has the images; the columns are a, b, text; name the column as in"),
+        ("b.parquet?image=text", "the column text has no images"),
         ("nowhere.parquet", r"nowhere\.parquet: no such file"),
-        ("damaged.parquet", r"damaged\.parquet: no Parquet file that can be read"),
+        ("damaged.parquet", r"damaged\.parquet: not a readable Parquet file"),
         ("memory://nowhere/a.parquet", r"memory://nowhere/a\.parquet: cannot be read"),
     ):
         with pytest.raises(XCiTError, match=message):

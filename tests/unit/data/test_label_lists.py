@@ -85,21 +85,24 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
     path = tmp_path / "train.csv"
     assert labels(tmp_path) == {"1.png": "dog", "2.png": "cat", "3.png": "dog"}
     assert problems_of(open_labelled_images(str(tmp_path), "train")) == (
-        f"{path}: 1 entries left out, because there is not exactly one image of that name in {tmp_path}: 4.png",
+        f"{path}: 1 entries left out, because there is not exactly one image with this name in {tmp_path}: 4.png",
     )
     write(tmp_path, "5.png")
     assert problems_of(open_labelled_images(str(tmp_path), "train"))[1] == (
-        f"{path}: 1 images of {tmp_path} left out, because it does not list them: 5.png"
+        f"{path}: 1 images of {tmp_path} left out, because the list lacks them: 5.png"
     )
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("1.png,dog\n2.png,cat\n1.png,cat\n", r"line 3: 1\.png was said to be 'dog' before, now 'cat'"),
+        (
+            "1.png,dog\n2.png,cat\n1.png,cat\n",
+            r"1\.png has the class 'cat', but it has the class 'dog' in an earlier line",
+        ),
         ("1.png,dog\n2.png\n", r"line 2: '2\.png' is not a file and a class"),
         ("1.png,dog\n2.png,\n", r"line 2: '2\.png,' has no file or no class"),
-        ("when,where,what\n1,2,3\n", "which of its columns when, where, what are the file and the class"),
+        ("when,where,what\n1,2,3\n", "which of the columns when, where, what have the file and the class"),
         ("file,label\n9.png,dog\n", r"none of its 1 images is in .*; the first: 9\.png"),
         ("alone\n", "has one column"),
         ("", "an empty list"),
@@ -116,5 +119,5 @@ def test_a_class_that_no_file_names_is_an_error(tmp_path: Path) -> None:
     write(tmp_path, "1.png")
     (tmp_path / "labels.csv").write_text("1.png,fox\n")
     (tmp_path / "classes.txt").write_text("cat\ndog\n")
-    with pytest.raises(XCiTError, match="line 1: 'fox' is none of the 2 classes"):
+    with pytest.raises(XCiTError, match="line 1: 'fox' is not one of the 2 classes"):
         open_labelled_images(str(tmp_path), "train")

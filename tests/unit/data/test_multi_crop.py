@@ -174,10 +174,13 @@ def test_batches_are_lists_of_crops_that_follow_from_seed_epoch_and_image() -> N
         ({"local_size": 0}, "local_size is 0, must be at least 1"),
         ({"solarize": 1.5}, "solarize is 1.5, must be in 0..1"),
         ({"blur": (1.0, 0.1, 2.0)}, r"blur is \(1.0, 0.1, 2.0\), must be three probabilities"),
-        ({"local_scale": (0.4, 0.05)}, r"local_scale is \(0.4, 0.05\), must be two rising shares"),
+        (
+            {"local_scale": (0.4, 0.05)},
+            r"local_scale is \(0.4, 0.05\), must be two numbers above 0 and at most 1, the smaller one first",
+        ),
         ({"global_scale": (0.0, 1.0)}, "global_scale is"),
         ({"blur_radius": (2.0, 0.1)}, "blur_radius is"),
-        ({"jitter_strength": (0.4, 0.4, 0.2, 0.6)}, "jitter_strength is .* a hue, the last number, of 0.5 at most"),
+        ({"jitter_strength": (0.4, 0.4, 0.2, 0.6)}, "jitter_strength is .* at most 0.5 in the last number, the hue"),
         ({"jitter_strength": (-0.4, 0.4, 0.2, 0.1)}, "jitter_strength is"),
     ],
 )

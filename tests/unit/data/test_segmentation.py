@@ -64,16 +64,16 @@ def test_labels_that_are_no_class_are_counted(plain: Path) -> None:
     with pytest.raises(XCiTError) as error:
         open_scenes(str(plain), "val")[0]
     assert str(error.value) == (
-        f"{plain / 'labels/val/a.png'}: 4 of 6 pixels have a label that is no class: 7, 9; labels are 0 to 2, or 255"
+        f"{plain / 'labels/val/a.png'}: 4 of 6 pixels have a label that is not a class: 7, 9; labels are 0 to 2, or 255"
     )
     scenes = LabelledScenes(open_scenes(str(plain), "val").items, ("one",), zero_is_ignored=True)
-    with pytest.raises(XCiTError, match=r"no class: 7, 9; labels are 0 \(ignored\) to 1"):
+    with pytest.raises(XCiTError, match=r"not a class: 7, 9; labels are 0 \(ignored\) to 1"):
         scenes[0]
 
 
 def test_another_size_is_an_error(plain: Path) -> None:
     Image.fromarray(np.zeros((3, 3), np.uint8)).save(plain / "labels/val/a.png")
-    with pytest.raises(XCiTError, match=r"its label map has 3 x 3 pixels, the image a\.png 3 x 2"):
+    with pytest.raises(XCiTError, match=r"the label map has 3 x 3 pixels, but the image a\.png has 3 x 2"):
         open_scenes(str(plain), "val")[0]
 
 
@@ -101,7 +101,7 @@ def test_what_is_no_data_set(plain: Path, tmp_path: Path) -> None:
     with pytest.raises(XCiTError, match="0 classes, must be 2 to 255"):
         open_scenes(str(plain), "val")
     (plain / "classes.txt").unlink()
-    with pytest.raises(XCiTError, match=r"no classes\.txt in it"):
+    with pytest.raises(XCiTError, match=r"the folder has no classes\.txt"):
         open_scenes(str(plain), "val")
 
 
@@ -143,9 +143,7 @@ def test_masks_of_0_and_255_have_two_classes(tmp_path: Path) -> None:
     data = masks(tmp_path, train_1=[0, 0, 0], train_2=[0, 255, 0], val_1=[255, 0, 255], val_2=[0, 0, 0])
     scenes = open_scenes(data, "val")
     assert [scenes[index][0].labels.tolist() for index in range(2)] == [[[1, 0, 1]], [[0, 0, 0]]]
-    assert scenes.problems == (
-        f"{tmp_path}/labels/val: its label maps are masks of 0 and 255: 255 is taken for 'road'",
-    )
+    assert scenes.problems == (f"{tmp_path}/labels/val: its label maps are masks of 0 and 255: 255 means 'road'",)
     assert open_scenes(data, "train")[1][0].labels.tolist() == [[0, 1, 0]]
     # The ignored label may be 255 or, in a mask, the background.
     assert scenes.ignoring(255)[0][0].labels.tolist() == [[255, 0, 255]]
@@ -162,7 +160,7 @@ def test_label_maps_of_two_classes_are_no_masks(tmp_path: Path) -> None:
     later = masks(tmp_path / "later", **{f"train_{number:03d}": [0, 255, 0] for number in range(60)})
     Image.fromarray(np.array([[0, 1, 255]], np.uint8)).save(tmp_path / "later/labels/train/train_059.png")
     with pytest.raises(
-        XCiTError, match=r"train_059\.png: it has pixels of label 1, and the first label maps of .* are"
+        XCiTError, match=r"train_059\.png: it has pixels of label 1, but the first label maps of .* are"
     ):
         open_scenes(later, "train")[59]
 

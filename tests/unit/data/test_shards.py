@@ -64,7 +64,7 @@ def test_numbers_without_leading_zeros(tmp_path: Path) -> None:
 def test_missing_shards_are_counted_and_the_first_is_named(folder: Path) -> None:
     assert error_of(f"{folder}/one/train-{{000..004}}.tar") == (
         f"wds:{folder}/one/train-{{000..004}}.tar: 3 of the 5 shards are missing, the first is "
-        f"{folder}/one/train-002.tar; bring them there, or change the pattern"
+        f"{folder}/one/train-002.tar; copy them to these paths, or change the pattern"
     )
     assert error_of(f"{folder}/three/*.tar") == f"wds:{folder}/three/*.tar: no file matches this pattern"
 
@@ -130,13 +130,13 @@ def test_recorded_counts(folder: Path, cache: Path) -> None:
 @pytest.mark.parametrize("text", ["{", "[1]", '{"train-000.tar": null}'])
 def test_a_damaged_record_is_named(folder: Path, text: str) -> None:
     (folder / "one" / "sizes.json").write_text(text)
-    assert error_of(f"{folder}/one/*.tar").startswith(f"{folder}/one/sizes.json: not a record of how many images")
+    assert error_of(f"{folder}/one/*.tar").startswith(f"{folder}/one/sizes.json: not a record of the number of images")
 
 
 def test_urls(folder: Path, serve: Any) -> None:
     url = serve(folder)
     pattern = f"{url}/one/train-{{000..001}}.tar"
-    assert "how many images there are is not known: write a file sizes.json beside the shards" in error_of(pattern)
+    assert "the number of images is not known: write a file sizes.json beside the shards" in error_of(pattern)
     assert error_of(pattern).endswith(f"as in wds:{pattern}#1281167")
     stream = open_shards(f"wds:{pattern}#3", 3)
     assert (stream.num_images, stream.num_shards) == (3, 2)

@@ -51,8 +51,8 @@ def test_of_several_to_measure_on_validation_comes_first_and_the_others_are_name
     write(tmp_path, *names)
     assert classes_and_files(tmp_path, "val")[1] == [("valid.png", 0), ("valid.png", 1)]
     assert problems_of(open_labelled_images(str(tmp_path), "val")) == (
-        f"{tmp_path}: notes beside its splits is not read",
-        f"{tmp_path}: test beside its splits is not read",
+        f"{tmp_path}: the folder notes is not read: it is not a split",
+        f"{tmp_path}: the folder test is not read: it is not a split",
     )
 
 
@@ -72,7 +72,7 @@ def test_training_images_alone_serve_as_either(tmp_path: Path) -> None:
 def test_images_to_measure_on_alone_are_not_trained_on(tmp_path: Path) -> None:
     write(tmp_path, "val/cat/1.png", "val/dog/2.png")
     assert classes_and_files(tmp_path, "val")[0] == ("cat", "dog")
-    with pytest.raises(XCiTError, match="no images to train on: its folder val is of images to measure on"):
+    with pytest.raises(XCiTError, match="no training images: its folder val has validation images"):
         open_labelled_images(str(tmp_path), "train")
 
 
@@ -96,7 +96,7 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
         (tmp_path / name).write_text("cat\ndog\n")
     (tmp_path / "cat" / "again").symlink_to(tmp_path / "cat")
     assert problems_of(open_labelled_images(str(tmp_path), "train")) == (
-        f"{tmp_path}: 1 images beside its class folders left out: they have no class",
+        f"{tmp_path}: 1 images left out: they are not in class folders, so their class is unknown",
         f"{tmp_path}: left out: 4 files that are not images by their suffix: .heic (2), .txt (1), no suffix (1); "
         "2 hidden; 1 named or linked a second time; 1 folders that are no classes by their name",
     )
@@ -109,11 +109,11 @@ def test_what_was_found_is_said_in_a_line(tmp_path: Path) -> None:
 
 
 def test_what_can_be_no_classes_is_said() -> None:
-    with pytest.raises(XCiTError, match="here: one class, 'images': a model learns to tell classes apart"):
+    with pytest.raises(XCiTError, match="here: only one class, 'images', but training needs two or more"):
         check_classes(("images",), "here")
     with pytest.raises(XCiTError, match="its folders 'seg_test', 'seg_train' would be the classes"):
         check_classes(("seg_test", "seg_train"), "here")
-    with pytest.raises(XCiTError, match="call them train and val"):
+    with pytest.raises(XCiTError, match="call the folders train and val"):
         check_classes(("train2017", "val2017"), "here")
     check_classes(("cat", "test_tube"), "here")
 
@@ -125,8 +125,8 @@ def test_a_file_of_classes_gives_their_order(tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("cat Felis catus\ndog Canis familiaris\n")
     assert classes_and_files(tmp_path, "val")[0] == ("cat", "dog")
     (tmp_path / "classes.txt").write_text("dog\ndog\n")
-    with pytest.raises(XCiTError, match="the class 'dog' is there twice"):
+    with pytest.raises(XCiTError, match="the class 'dog' occurs twice"):
         open_labelled_images(str(tmp_path), "val")
     (tmp_path / "classes.txt").write_text("dog\nbird\n")
-    with pytest.raises(XCiTError, match=r"'cat' is none of the classes of its classes\.txt or class_map\.txt"):
+    with pytest.raises(XCiTError, match=r"'cat' is not a class in its classes\.txt or class_map\.txt"):
         open_labelled_images(str(tmp_path), "val")

@@ -203,14 +203,14 @@ def test_shards_without_images() -> None:
         def shard(self, index: int) -> Iterator[StreamSample]:
             return iter(())
 
-    with pytest.raises(XCiTError, match="no images are in 2 of the shards"):
+    with pytest.raises(XCiTError, match="2 of the shards have no images"):
         batches_of(loader(Empty((4, 4))))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_repeats": 3}, "num_repeats is 3, and a stream gives each image once: set augmentation.num_repeats to 1"),
+        ({"num_repeats": 3}, "num_repeats is 3, but a stream gives each image once: set augmentation.num_repeats to 1"),
         ({"world_size": 9, "batch_size": 9, "num_parts": 9}, "8 shards can't be divided among 9 processes: write"),
         ({"world_size": 2, "num_parts": 2, "num_workers": 5}, "set run.num_workers to at most 4, or write the data"),
     ],

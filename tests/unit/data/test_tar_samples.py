@@ -119,11 +119,11 @@ def test_no_image_and_no_label_is_left_out_without_a_word(tmp_path: Path, png: P
     }
     shard = str(write_tar(tmp_path / "train.tar", files))
     assert [error_of(sample) for sample in read_tar(shard, 5)] == [
-        f"{shard}/cat: its name ends at the first dot, and it has more than one image (1.png, 2.png)",
-        f"{shard}/0001: its name ends at the first dot, and it has more than one label (a.cls, b.json)",
-        f'{shard}/a.b/c: no label with this image in the shard (a file .cls, or .json with a "label")',
-        f"{shard}/0002: no image with this label in the shard",
-        f"{shard}/0003: two files of one name (png, png, cls)",
+        f"{shard}/cat: more than one image for this name, which ends at the first dot (1.png, 2.png)",
+        f"{shard}/0001: more than one label for this name, which ends at the first dot (a.cls, b.json)",
+        f'{shard}/a.b/c: the shard has no label for this image (a file .cls, or .json with a "label")',
+        f"{shard}/0002: the shard has no image for this label",
+        f"{shard}/0003: two files have the same name (png, png, cls)",
     ]
 
 
@@ -142,19 +142,19 @@ def test_links_are_named(tmp_path: Path, png: Png, linked: str, kind: bytes) -> 
                 archive.addfile(member, io.BytesIO(data))
     good, bad = read_tar(str(shard), 5)
     assert greys([good]) == [(0, 1)]
-    assert error_of(bad) == f"{shard}/2: a link in the shard, where a file should be"
+    assert error_of(bad) == f"{shard}/2: the shard contains a link instead of this file"
 
 
 @pytest.mark.parametrize(
     ("files", "reason"),
     [
-        ({"1.cls": b"0"}, "no image with this label"),
-        ({"1.png": b""}, "no label with this image"),
-        ({"1.png": b"", "1.cls": b"5"}, "its label 5 is none of the 5 classes"),
-        ({"1.png": b"", "1.cls": b"-1"}, "its label '-1' is none of the 5 classes"),
-        ({"1.png": b"", "1.cls": b"dog"}, "its label 'dog' is none of the 5 classes"),
-        ({"1.png": b"", "1.json": b'{"label": true}'}, "its label True is none of the 5 classes"),
-        ({"1.png": b"", "1.json": b"[1]"}, "its label None is none of the 5 classes"),
+        ({"1.cls": b"0"}, "the shard has no image for this label"),
+        ({"1.png": b""}, "the shard has no label for this image"),
+        ({"1.png": b"", "1.cls": b"5"}, "its label 5 is not one of the 5 classes"),
+        ({"1.png": b"", "1.cls": b"-1"}, "its label '-1' is not one of the 5 classes"),
+        ({"1.png": b"", "1.cls": b"dog"}, "its label 'dog' is not one of the 5 classes"),
+        ({"1.png": b"", "1.json": b'{"label": true}'}, "its label True is not one of the 5 classes"),
+        ({"1.png": b"", "1.json": b"[1]"}, "its label None is not one of the 5 classes"),
         ({"1.png": b"", "1.json": b"{"}, "its json is damaged"),
     ],
 )

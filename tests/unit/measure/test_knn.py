@@ -274,7 +274,7 @@ def test_what_can_t_be_measured_is_told_in_one_line(splits: Path, tiny: XCiT, tm
     (tmp_path / "val").rename(splits / "val")
     assert message(tiny, str(splits)) == (
         f"{splits}: the training and the validation images have different classes: 'blueish', 'greenish' are not among "
-        "the 3 to train on, 'blue', 'green', 'red'"
+        "the 3 training classes, 'blue', 'green', 'red'"
     )
 
 

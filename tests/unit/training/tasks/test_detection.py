@@ -210,8 +210,10 @@ def test_problems_of_the_data_are_announced(scenes: Path, tmp_path: Path) -> Non
     lines: list[str] = []
     once = replace(config(tmp_path / "copy"), schedule=ScheduleConfig(epochs=1, warmup_epochs=0))
     train(once, tmp_path / "run", device="cpu", announce=lines.append)
-    assert any("warning: 1 objects are not trained on, for their box is outside the image" in line for line in lines)
-    assert any("warning: 1 annotations left out, for no category has their category_id" in line for line in lines)
+    assert any(
+        "warning: 1 objects are not trained on, because their box is outside the image" in line for line in lines
+    )
+    assert any("warning: 1 annotations left out, because no category has their category_id" in line for line in lines)
 
 
 def test_a_weight_for_each_class_is_needed(scenes: Path) -> None:

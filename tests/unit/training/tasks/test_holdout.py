@@ -43,7 +43,7 @@ def test_a_class_without_images_to_measure_on_is_named(tmp_path: Path) -> None:
     watched: LabelledImages = found.watched  # type: ignore[assignment]
     assert watched.class_ids == ("ant", "bee", "cat", "dog")
     assert [watched[index][1] for index in range(3)] == [0, 0, 2]
-    assert found.problems == (f"{tmp_path}: no images to measure on of 2 of the 4 classes: 'bee', 'dog'",)
+    assert found.problems == (f"{tmp_path}: no validation images for 2 of the 4 classes: 'bee', 'dog'",)
     assert found.notes == (
         f"found 4 classes: ant, bee, cat, dog; 8 images in {tmp_path / 'train'}",
         f"validated on 3 images in {tmp_path / 'val'}",
@@ -57,12 +57,12 @@ def test_a_class_without_images_to_measure_on_is_named(tmp_path: Path) -> None:
 def test_a_class_that_was_not_trained_on_is_an_error(tmp_path: Path) -> None:
     write(tmp_path / "train", ant=2, bee=2)
     write(tmp_path / "val", ant=1, cow=1)
-    with pytest.raises(XCiTError, match="different classes: 'cow' is not among the 2 to train on, 'ant', 'bee'"):
+    with pytest.raises(XCiTError, match="different classes: 'cow' is not among the 2 training classes, 'ant', 'bee'"):
         opened(str(tmp_path))
 
 
 def test_one_class_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(XCiTError, match=r"only: one class, 'cat'"):
+    with pytest.raises(XCiTError, match=r"only: only one class, 'cat'"):
         opened(write(tmp_path / "only", cat=3))
 
 

@@ -165,7 +165,7 @@ def test_a_run_learns_is_measured_and_predicts_each_class_on_its_own(root: Path,
     assert (tmp_path / "report" / "average_precision.csv").read_text().startswith("class,AP\n")
     assert len(paths) == 2
     (root / "val.csv").write_text("image,labels\nval-0.png,violet\n")
-    with pytest.raises(XCiTError, match="'violet' is none of them"):
+    with pytest.raises(XCiTError, match="'violet' is not among the"):
         xcit.test(str(tmp_path / "run" / "config.yaml"), weights, str(root), device="cpu")
     model.reset_classifier(2)
     assert not model.info.is_multi_label

@@ -163,7 +163,7 @@ def test_scenes_at_their_own_size_are_measured_in_stripes(data: Path, ignore_exi
     (data / "images/val/1.png").write_text("nothing")
     some = evaluate_segmentation(fused, scenes, own, full_size=full_size)
     assert some.num_images == 1 and len(some.unreadable) == 2
-    assert "its label map has 45 x 40 pixels, the image 0.png " in some.unreadable[0]
+    assert "the label map has 45 x 40 pixels, but the image 0.png " in some.unreadable[0]
 
 
 def test_scenes_that_can_t_be_read_are_named_and_the_others_measured(data: Path) -> None:
@@ -173,7 +173,7 @@ def test_scenes_that_can_t_be_read_are_named_and_the_others_measured(data: Path)
     assert report.num_images == 2
     (line,) = report.unreadable
     assert line.startswith(str(data / "labels/val/1.png"))
-    assert "1800 of 1800 pixels have a label that is no class: 7" in line
+    assert "1800 of 1800 pixels have a label that is not a class: 7" in line
 
 
 # Training
