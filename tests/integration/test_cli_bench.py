@@ -21,7 +21,7 @@ def test_bench(xcit):
     assert (done.status, done.err) == (0, "")
     machine, settings, *lines = done.out.splitlines()
     assert f"torch {version('torch')}" in machine
-    assert settings.startswith("inference, float32, 1 round in turn; peak of matrix products ")
+    assert settings.startswith("inference, float32, 1 round; matrix products reach ")
     assert lines[0].strip() == "nano-12-p16"
     assert lines[2].split() == ["px", "batch", "ms/image", "images/s"]
     rows = [line.split() for line in lines[4:] if line.strip()]
@@ -88,7 +88,7 @@ def test_complexity_beside_a_measurement(xcit):
     arguments = ("complexity", "packaged", "--sizes", "28,56", "--measure", "--threads", 1, "--device", "cpu")
     done = xcit(*arguments)
     assert (done.status, done.err) == (0, "")
-    assert "inference, float32, batch 1, 10 rounds in turn" in done.out
+    assert "inference, float32, batch 1, 10 rounds" in done.out
     assert "ms/image" in done.out
     content = json.loads(xcit(*arguments, "--json").out)
     assert (content["name"], content["params"]) == ("pico-6-p4", 434_434)

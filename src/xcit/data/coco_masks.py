@@ -23,7 +23,7 @@ _LONGEST_OUTLINE = 5_000_000
 """The largest number of pixels on the outline of a polygon. COCO's code stores five points for each such pixel."""
 
 _LETTERS_A_COUNT = 7
-"""The largest number of letters of a count in packed RLE: COCO's counts have 32 bits, and a letter has five bits."""
+"""The largest number of characters of one count in packed RLE: a count has 32 bits, and a character stores five."""
 
 
 def mask_problem(segmentation: object, size: tuple[int, int]) -> str:

@@ -172,8 +172,7 @@ def headings(machine: Machine, what: str, rounds: int) -> tuple[str, str]:
     place = threads if machine.device == "cpu" else f"{machine.device}, {threads} on the CPU"
     return (
         f"{machine.name}, {place}; {', '.join(machine.versions)}",
-        f"{what}, {rounds} round{'s' * (rounds != 1)} in turn; "
-        f"peak of matrix products {flops_per_second(machine.matrix_peak)}",
+        f"{what}, {rounds} round{'s' * (rounds != 1)}; matrix products reach {flops_per_second(machine.matrix_peak)}",
     )
 
 

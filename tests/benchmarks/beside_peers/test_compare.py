@@ -42,7 +42,7 @@ def test_comparison(compare):
     assert (done.status, done.err) == (0, "")
     machine, settings, *lines = done.out.splitlines()
     assert f"torch {version('torch')}, timm {version('timm')}" in machine
-    assert settings.startswith("inference, float32, batch 1, 1 round in turn; peak of matrix products ")
+    assert settings.startswith("inference, float32, batch 1, 1 round; matrix products reach ")
     assert lines[0].strip() == "nano-12-p16"
     assert "xcit is faster by" in lines[2]
     rows = [line.split() for line in lines if line.strip().endswith(("e-07", "0e+00"))]

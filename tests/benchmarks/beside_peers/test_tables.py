@@ -34,7 +34,7 @@ def test_a_row_says_which_way_the_ratio_goes(result: BenchResult) -> None:
 def test_heading_names_machine_versions_and_settings(make_result: Callable[..., BenchResult]) -> None:
     machine, settings = heading(make_result())
     assert machine == "Some CPU, 2 threads; Python 3.11.7, torch 2.9.0"
-    assert settings == "inference, float32, batch 1, 3 rounds in turn; peak of matrix products 123.4 GFLOP/s"
+    assert settings == "inference, float32, batch 1, 3 rounds; matrix products reach 123.4 GFLOP/s"
     assert heading(make_result(train=True))[1].startswith("training step (forward, loss, backward), float32")
 
 

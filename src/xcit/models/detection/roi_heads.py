@@ -42,7 +42,7 @@ PROPOSALS_AN_OBJECT = 10
 """Number of proposals per requested object, if more than `NUM_DETECTIONS` objects are requested."""
 
 RegionFeatures = Callable[[Tensor, int], Tensor]
-"""A function of boxes (n, 4), in pixels of the network's input, and a size. It returns features (n, C, size, size)."""
+"""A function (boxes, size) that returns features (n, C, size, size) of boxes (n, 4) in pixels of the network's input."""
 
 MATCH_IOU = 0.5
 NUM_SAMPLED, POSITIVE_SHARE = 512, 0.25

@@ -56,7 +56,7 @@ def check_lora(config: LoRAConfig, initialize: InitializeConfig, run: RunConfig)
         return
     need_packages("low-rank adaptation", "peft")
     if not initialize.weights:
-        raise XCiTError("lora.rank adapts a trained model: set initialize.weights to one")
+        raise XCiTError("lora.rank adapts a trained model: set initialize.weights to the weights of that model")
     if initialize.stem:
         raise XCiTError(
             "lora.rank does not change the model's own weights, such as the stem: leave initialize.stem out"
