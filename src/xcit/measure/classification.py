@@ -190,7 +190,7 @@ def _with_labels_of(
         if any(are_numbers):
             first = are_numbers.index(True)
             shown = f"; {names[first]} is {own_ids[labels[first]]!r}" if own_ids else ""
-            line = f"{data}: its class names are numbers, and are used as indices of the model's classes, counted from 0{shown}"
+            line = f"{data}: its class names are used as indices of the model's classes{shown}"
         return with_classes(images, own_ids or tuple(map(str, range(num_classes))), labels), line
     if not own_ids and len(names) == num_classes:
         shown = ", ".join(f"{index} {name!r}" for index, name in enumerate(names[:3]))

@@ -339,7 +339,7 @@ def test_numbered_folders_are_a_models_classes_by_their_numbers(setting: Setting
     assert by_number.report.confusion.sum(dim=1).nonzero().flatten().tolist() == [0, 281, 999]
     assert lines == [
         f"3 classes: 0, 281, 999; 6 images in {setting.data}/val",
-        f"{setting.data}: its class names are numbers, and are used as indices of the model's classes, counted from 0; 0 is 'n01440764'",
+        f"{setting.data}: its class names are used as indices of the model's classes; 0 is 'n01440764'",
     ]
 
 

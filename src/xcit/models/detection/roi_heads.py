@@ -42,7 +42,7 @@ PROPOSALS_AN_OBJECT = 10
 """Number of proposals per requested object, if more than `NUM_DETECTIONS` objects are requested."""
 
 RegionFeatures = Callable[[Tensor, int], Tensor]
-"""A function (boxes, size) that returns features (n, C, size, size) of boxes (n, 4) in pixels of the network's input."""
+"""A function (boxes, size): boxes (n, 4) in pixels of the network's input, result (n, C, size, size)."""
 
 MATCH_IOU = 0.5
 NUM_SAMPLED, POSITIVE_SHARE = 512, 0.25
