@@ -15,6 +15,7 @@ Runs that are compared take turns. The figures of the page need --size 16384 --e
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -178,6 +179,7 @@ def child(request: dict[str, Any]) -> dict[str, Any]:
 def run(arguments: argparse.Namespace, name: str, size: int, how: str) -> tuple[dict[str, Any], np.ndarray]:
     """Makes one run in a new process; returns its measurements and its labels."""
     labels = arguments.folder / f"labels-{how}.npy"
+    shutil.rmtree(arguments.folder / "scratch", ignore_errors=True)  # else an interrupted run is resumed
     request = {
         "model": name,
         "image": str(image_of(arguments.folder, size)),

@@ -20,14 +20,12 @@ from xcit import ops
 from xcit.deploy.sheet import FeatureOutput, Sheet
 from xcit.errors import XCiTError
 from xcit.models import XCiT
+from xcit.models.detection.images import PAD_TO, pad_and_stack
 from xcit.models.fused import FusedXCABlock
 from xcit.zoo.kinds import DETECTOR
 
 XCAForm = Literal["size", "sums", "tokens"]
 """The form of XCA in a graph for every image size; see the argument `by` of `ops.xca_in_graph`."""
-
-PAD_TO = 32
-"""The height and width of a detector's images are multiples of this number."""
 
 AXES = {0: "batch", 2: "height", 3: "width"}
 """The axes of the images that may have any length in a graph for every image size."""
@@ -185,8 +183,6 @@ def inputs_of(sheet: Sheet, images: Tensor) -> tuple[Tensor, ...]:
     """
     if sheet.kind is not DETECTOR:
         return (images,)
-    from xcit.models.detection.images import pad_and_stack
-
     height, width = images.shape[2:]
     fixed = sheet.facts.size
     if len(images) != 1:

@@ -26,9 +26,10 @@ TENSORRT = frozenset(_TENSORRT.split())
 def operators_of(path: Path) -> frozenset[str]:
     """Returns the operators of an ONNX file, including the operators in branches and functions.
 
-    In the graph and its branches, an operator of a domain other than ONNX's own is returned as "domain.name".
+    An operator of a domain other than ONNX's own is returned as "domain.name".
     """
     import onnx
+    from onnx.inliner import inline_local_functions
 
     found = set()
 
@@ -39,11 +40,7 @@ def operators_of(path: Path) -> frozenset[str]:
                 if attribute.type == onnx.AttributeProto.GRAPH:
                     visit(attribute.g)
 
-    model = onnx.load(path, load_external_data=False)
-    visit(model.graph)
-    for function in model.functions:
-        for node in function.node:
-            found.add(node.op_type)
+    visit(inline_local_functions(onnx.load(path, load_external_data=False)).graph)
     return frozenset(found)
 
 

@@ -6,7 +6,7 @@ Native tensor names are this package's own names.
 import hashlib
 import io
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from xcit.errors import XCiTError
+from xcit.errors import XCiTError, some_of
 from xcit.weights.dense import PYRAMID, Heads, dense_to_native, detect_head, xcit_of
 from xcit.weights.formats import detect_format, to_native
 from xcit.weights.pickles import EXPORTED, brief, read_pickle
@@ -283,7 +283,7 @@ def _sort_out_dense(tensors: dict[str, Tensor], metadata: dict[str, str], path: 
 
 
 def _no_xcit(tensors: Mapping[str, Tensor], path: Path) -> XCiTError:
-    return XCiTError(f"{path} contains no XCiT weights; it contains {_some(tensors) or 'no tensors'}")
+    return XCiTError(f"{path} contains no XCiT weights; it contains {some_of(tensors, _SHOWN) or 'no tensors'}")
 
 
 # Writing
@@ -295,12 +295,3 @@ def _standalone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     safetensors rejects tensors that share storage, and torch would save the whole storage of a view.
     """
     return {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
-
-
-# Messages
-
-
-def _some(names: Iterable[str]) -> str:
-    names = list(names)
-    more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from xcit.errors import XCiTError
+from xcit.errors import XCiTError, some_of
 from xcit.weights.pickles import MOST_TENSORS
 from xcit.weights.plain import tensor_problem
 
@@ -102,7 +102,8 @@ def unwrap(loaded: object, path: Path, key: str | None) -> Found:
         if not chosen:
             there = f"; weights are under: {', '.join(_labels(found))}" if found else ""
             raise XCiTError(
-                f"{path} has no weights under {key!r}; its top-level keys are: {_some(map(str, loaded))}{there}"
+                f"{path} has no weights under {key!r}; its top-level keys are: "
+                f"{some_of(map(str, loaded), _SHOWN)}{there}"
             )
         return chosen[0] if len(chosen) == 1 else _preferred(chosen, path)
     if found:
@@ -114,7 +115,7 @@ def unwrap(loaded: object, path: Path, key: str | None) -> Found:
                 return Found({_WRAPPERS.sub("", name): tensor for name, tensor in state.items()}, where)
     raise XCiTError(
         f"{path} has no weights under 'model', 'state_dict' or 'teacher'; its top-level keys are: "
-        f"{_some(map(str, loaded)) or 'none'}"
+        f"{some_of(map(str, loaded), _SHOWN) or 'none'}"
     )
 
 
@@ -212,9 +213,3 @@ def _preferred(found: list[Found], path: Path) -> Found:
 
 def _labels(found: Iterable[Found]) -> list[str]:
     return [each.label for each in found if each.label]
-
-
-def _some(names: Iterable[str]) -> str:
-    names = list(names)
-    more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
