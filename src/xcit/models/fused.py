@@ -211,7 +211,8 @@ class FusedEmbedding(nn.Module):
     def pixel_rows_at_once(self, image: Tensor) -> int | None:
         """Returns how many pixel rows to process at once; None means all rows.
 
-        With this number of rows, the stem's largest feature map has about as many elements as one part.
+        The number is chosen so that the stem's largest feature map has about as many elements as one part of the tokens
+        may contain (see `NUMBERS_AT_ONCE`).
         """
         at_once = tokens_at_once(image.new_empty(0, 1))
         if at_once is None:

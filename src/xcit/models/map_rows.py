@@ -277,8 +277,8 @@ def interpolation(
         align_corners: as in `F.interpolate`.
 
     Returns:
-        Three tensors with one value per output sample: the index of the source sample before it (int64), the index of
-        the source sample after it (int64), and the weight of the source sample after it (float32).
+        Three tensors with one value per output sample: the index of the source sample before the output sample (int64),
+        the index of the source sample after the output sample (int64), and the weight of the latter (float32).
     """
     position = torch.arange(start, end, dtype=torch.float32)
     if align_corners:
@@ -327,7 +327,7 @@ def all_maps(*maps: MapRows) -> list[MapRows]:
 def rows_of_a_stripe(last: MapRows, at_once: int = NUMBERS_AT_ONCE) -> int:
     """Returns how many rows of `last` to read at once.
 
-    With this number of rows, the largest of the maps from which `last` is computed has about `at_once` values.
+    The number is chosen so that one stripe of the largest map from which `last` is computed has about `at_once` values.
     """
     row = max(one.width * one.channels * one.height / last.height for one in all_maps(last))
     return max(1, min(last.height, int(at_once / row)))

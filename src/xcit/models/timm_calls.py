@@ -207,5 +207,5 @@ def resolve_indices(indices: Sequence[int], num_blocks: int) -> list[int]:
         raise XCiTError("no block was asked for: the list of indices is empty")
     for index in indices:
         if not -num_blocks <= index < num_blocks:
-            raise XCiTError(f"there is no block {index}: the model has {num_blocks}, counted from 0")
+            raise XCiTError(f"there is no block {index}: the model has {num_blocks} blocks, counted from 0")
     return sorted({index % num_blocks for index in indices})

@@ -1,10 +1,10 @@
 """Runs a detector on an image of any size in bounded memory. The objects are those of the whole image.
 
-The backbone processes the image in stripes (a few rows at a time), and the tokens after four of its blocks are stored.
-One more pass over these tokens computes the feature maps of the neck (the feature pyramid), a few rows at a time. This
-pass stores the maps in memory or in scratch files, and keeps the best anchors of each map. After this pass, the box and
-mask heads read small parts of the maps. By default the heads process 1000 boxes and 100 masks, so their memory does not
-depend on the size of the image.
+The backbone processes the image in stripes (a few rows at a time). The tokens after four of its blocks are stored in
+taps (see `taps.py`). One more pass over these tokens computes the feature maps of the neck (the feature pyramid), a few
+rows at a time. This pass stores the maps in memory or in scratch files, and keeps the best anchors of each map. After
+this pass, the box and mask heads read small parts of the maps. By default the heads process 1000 boxes and 100 masks,
+so their memory does not depend on the size of the image.
 
 The finest map is the map with the smallest stride, which is 4 pixels.
 """
@@ -85,7 +85,7 @@ def detect_rows(
 
     Raises:
         XCiTError: if a part of the model can't be computed by rows, the memory limit can't be kept, the scratch disk is
-            too small, or the image can't be read. All but the last of these are checked before the first pass.
+            too small, or the image can't be read. All of these except the last are checked before the first pass.
     """
     network = model if isinstance(model.backbone.xcit, FusedXCiT) else model.fuse()
     backbone = network.backbone.xcit

@@ -71,7 +71,9 @@ def encode(
     """
     network = model.fuse()
     if not isinstance(network, FusedXCiT):
-        raise XCiTError("an exported file can't process images in stripes: give the original model for full size")
+        raise XCiTError(
+            "an exported file can't process images in stripes: to process images at full size, give the original model"
+        )
     spec = preprocessing or (network.info.preprocessing if network.info is not None else None)
     if spec is None:
         raise XCiTError("the model does not say how to prepare images: give the preprocessing, or set model.info")
@@ -200,7 +202,7 @@ class _Run:
     def _key(self) -> str:
         """Returns the key of the run. A run resumes an earlier run only if their keys are equal."""
         identity = rows_info(self._source).identity
-        if identity is None:  # a later run can't know whether its image is the same
+        if identity is None:  # so that no later run resumes this run with another image
             identity = f"process of its own {id(self)} {time.time_ns()}"
         wanted, maps = self._wanted, sorted(self._wanted.maps)
         what = (sorted(wanted.class_tokens), sorted(wanted.means), maps, wanted.attention, str(self._spec))

@@ -18,7 +18,7 @@ from xcit.streaming.budget import format_size
 Place = Literal["device", "host", "scratch"]
 
 OVERHEAD = 48 * 2**20
-"""Bytes that a run needs for any image: for code that the first call loads, threads, and memory fragmentation."""
+"""Number of bytes that every run needs, for any image size: for loaded code, threads, and memory fragmentation."""
 
 MAPS_AT_ONCE = 7
 """Number of tensors of a stripe's size that a block needs at once: input, output, norms, and LPI's maps."""
@@ -208,7 +208,8 @@ def largest_square(model: FusedXCiT, bound: int, *, place: Place) -> tuple[int, 
         return next((plan for plan in plans if plan.peak_bytes <= bound), None)
 
     patch = model.config.patch_size
-    low, high = 0, 1  # sides in patches; after the next loop, `low` keeps the limit and `high` does not
+    # Sides in patches. The next loop ends when an image of side `high` needs more memory than the limit.
+    low, high = 0, 1
     while plan_of(high * patch) is not None:
         low, high = high, 2 * high
     while high - low > 1:

@@ -139,7 +139,7 @@ def tapped(
 
     Args:
         model: the backbone, on its device and in its dtype.
-        blocks: the blocks whose tokens are collected.
+        blocks: indices of the blocks after which the tokens are collected.
         source: the source of the rows.
         needs: the resources that the head needs.
         preprocessing: the preprocessing, of which only mean and standard deviation are used.

@@ -20,7 +20,7 @@ The time of NMS grows quadratically with the number of boxes.
 
 
 def encode_boxes(boxes: Tensor, targets: Tensor, std: Sequence[float]) -> Tensor:
-    """Computes the steps (n, 4) from `boxes` (n, 4) to `targets` (n, 4), and divides them by `std`."""
+    """Computes the steps (n, 4) from `boxes` (n, 4) to `targets` (n, 4), divided by the standard deviations `std`."""
     x, y, width, height = _centres(boxes)
     target_x, target_y, target_width, target_height = _centres(targets)
     steps = [

@@ -1,7 +1,7 @@
 """Masks of objects. The network predicts a mask as a small square of probabilities over the box of the object.
 
-In inference, masks are pasted: each is resized to its box and put into the image. In training, target masks of the
-small size are computed from the masks of whole images.
+In inference, masks are pasted: each mask is resized to its box and put into the image. In training, each object has a
+mask with the size of the image, and a target with the size of the small square is computed from this mask.
 """
 
 import math
