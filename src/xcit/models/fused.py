@@ -121,7 +121,7 @@ def is_fused(model: nn.Module) -> bool:
 class Fusible(nn.Module):
     """Base class of models with a method `fuse`.
 
-    A fused model can't be set to training mode, and neither can a model that contains a fused model.
+    A model that is fused, or contains a fused model, can't be set to training mode.
     """
 
     def train(self, mode: bool = True) -> Self:
@@ -389,7 +389,7 @@ def fold_norm(layer: ConvNorm) -> nn.Conv2d:
 
 
 def scale_outputs(layer: Layer, scale: Tensor) -> Layer:
-    """Returns a copy of the layer. Its outputs are those of the layer, multiplied by `scale` (outputs,)."""
+    """Returns a copy of the layer with weights that multiply the outputs by `scale` (outputs,)."""
     assert layer.bias is not None
     scale = scale.double()
     return with_numbers(layer, layer.weight * scale.view(-1, *[1] * (layer.weight.ndim - 1)), layer.bias * scale)

@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from xcit import ops
 
 BEHIND = 4
-"""Number of rows above the last read that a layer keeps in memory.
+"""Number of additional rows that a layer keeps in memory: the rows directly above the rows of its last read.
 
 If two layers read the same map, one of them may be a few rows behind the other.
 """
 
 NUMBERS_AT_ONCE = 2**21
-"""Number of values of the largest map in one stripe. A stripe is the group of rows that are computed at once.
+"""Number of values in one stripe of the largest map. A stripe is the group of rows that are computed at once.
 
 The number is large enough for full speed if the maps are in memory.
 """
@@ -142,7 +142,7 @@ class DoubledRows(ComputedRows):
     """A 2x2 transposed convolution with stride 2, which doubles height and width, and an optional activation.
 
     Args:
-        source: the map whose size is doubled.
+        source: the map to which the transposed convolution is applied.
         weight: weight of the transposed convolution, (C, outputs, 2, 2).
         bias: (outputs,) or None.
         activation: applied to the output; None means no activation.
@@ -278,7 +278,8 @@ def interpolation(
 
     Returns:
         Three tensors with one value per output sample: the index of the source sample before the output sample (int64),
-        the index of the source sample after the output sample (int64), and the weight of the latter (float32).
+        the index of the source sample after the output sample (int64), and the weight of the second of these source
+        samples (float32).
     """
     position = torch.arange(start, end, dtype=torch.float32)
     if align_corners:

@@ -69,7 +69,7 @@ class Shareable:
         licence: str = "",
         report: str | os.PathLike[str] | None = None,
     ) -> str:
-        """Uploads the files that `save_pretrained` writes to a repository of the Hub.
+        """Uploads the model to a repository of the Hub. The files are those that `save_pretrained` writes.
 
         The repository is created if it does not exist.
 

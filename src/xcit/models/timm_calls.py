@@ -179,7 +179,10 @@ def data_config(spec: Preprocessing, channels: int) -> dict[str, Any]:
 
 
 def _crop_share(image_size: int, resize_to: int) -> float:
-    """Returns timm's `crop_pct`. From this value, timm computes the short side as floor(image_size / crop_pct)."""
+    """Returns timm's `crop_pct`.
+
+    From this value, timm computes the short side of the resized image as floor(image_size / crop_pct).
+    """
     share = image_size / resize_to
     return share if math.floor(image_size / share) == resize_to else image_size / (resize_to + 1e-4)
 

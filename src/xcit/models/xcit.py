@@ -262,7 +262,7 @@ class XCiT(NotScripted, Shareable, TimmCalls, Fusible):
 
         Args:
             images: (B, in_channels, h, w).
-            take: indices of the blocks after which the tokens are returned too.
+            take: indices of blocks. The tokens after each of these blocks are also returned.
             stop: index of the last XCA block that is run; None runs all.
             class_attention: whether to run class attention and the final norm.
             only_class: whether the caller needs only the class token after class attention. The result is then only the

@@ -50,11 +50,11 @@ def encode(
     memory: Memory = None,
     progress: StreamProgress | None = None,
 ) -> Encoding:
-    """Computes features of an image of any size in bounded memory. They equal those of the whole image up to rounding.
+    """Computes features of an image of any size in bounded memory.
 
-    The image is not resized or cropped. If the tokens do not fit within the memory limit, they are stored in scratch
-    files. If a run with scratch files was killed, another call with the same model, image and outputs resumes after the
-    last finished pass.
+    Up to rounding, the features equal those of one forward pass on the whole image. The image is not resized or
+    cropped. If the tokens do not fit within the memory limit, they are stored in scratch files. If a run with scratch
+    files was killed, another call with the same model, image and outputs resumes after the last finished pass.
 
     Args:
         model: the model, on its device and in its dtype. If it is not fused, a fused copy is used.
@@ -67,7 +67,7 @@ def encode(
         progress: called after each stripe.
 
     Raises:
-        XCiTError: if the image does not fit the model or can't be read, or if the memory limit can't be kept.
+        XCiTError: if the image does not fit the model or can't be read, or if the memory limit is too small.
     """
     network = model.fuse()
     if not isinstance(network, FusedXCiT):

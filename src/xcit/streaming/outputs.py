@@ -146,7 +146,7 @@ class ZarrMap:
     """
 
     def __init__(self, path: Path) -> None:
-        need_packages(f"{path}: Zarr", "zarr")  # checked here, because the passes may take an hour
+        need_packages(f"{path}: Zarr", "zarr")  # checked before the passes, because they may take an hour
         if path.exists() and not (path / "zarr.json").exists() and not (path / ".zarray").exists():
             raise XCiTError(f"{path}: exists and is not a Zarr array: choose another name")
         self.path = path

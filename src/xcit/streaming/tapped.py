@@ -150,7 +150,7 @@ def tapped(
         The run, with finished taps.
 
     Raises:
-        XCiTError: if the memory limit can't be kept, the scratch disk is too small, the image does not fit the model,
+        XCiTError: if the memory limit is too small, the scratch disk is too small, the image does not fit the model,
             or the image can't be read.
     """
     budget = as_budget(memory)

@@ -17,7 +17,7 @@ PIXELS_AT_ONCE = 2**22
 
 
 class PastedMask(NamedTuple):
-    """A pasted mask, or a part of it: probabilities for a rectangle of the image, with its upper left corner."""
+    """A pasted mask, or a part of it: the upper left corner of a rectangle in the image, and its probabilities."""
 
     top: int
     left: int

@@ -23,7 +23,7 @@ map if its side is below 4 * 56, the third map if its side is below 8 * 56, and 
 """
 
 _NUMBERS_AT_ONCE = 2**22
-"""Maximum number of values of a map that are read at once for a box. In float32, these are 16 MB."""
+"""Maximum number of values of a map that are read at once for a box. In float32, they take 16 MB."""
 
 _BOXES_AT_ONCE = 256
 """Number of boxes for which interpolation weights are computed at once."""

@@ -210,8 +210,8 @@ class RoIHeads(nn.Module):
     def _masks(self, features: Tensor, labels: Tensor) -> Tensor:
         """Returns mask logits (n, s, s) of boxes, from their features.
 
-        The head computes logits for every class, and this method selects the class of each box. `labels` (n,) are these
-        classes, counted from 0.
+        The head computes logits for every class. For each box, this method returns the logits for the class of the box.
+        `labels` (n,) contains these classes, counted from 0.
         """
         logits = self.mask_predictor(self.mask_head(features)).float()
         own: Tensor = logits[torch.arange(len(labels), device=labels.device), labels]
