@@ -68,8 +68,8 @@ def normalized_stripes(
         dtype: dtype of the stripes.
 
     Raises:
-        XCiTError: if rows can't be read, or if they contain values that are not finite and that the mask does not leave
-            out.
+        XCiTError: if rows can't be read, or if they contain values that are not finite. Pixels that the mask leaves out
+            may have any values.
     """
     mean, std = (torch.tensor(values, dtype=torch.float32, device=device) for values in (spec.mean, spec.std))
     with ThreadPoolExecutor(1) as pool:

@@ -157,8 +157,8 @@ class Costs:
         pixel_rows = min(pixel_rows, read_rows)
         stripe = (rows + ROWS_HELD) * width * self._dim
         block = MAPS_AT_ONCE * stripe + min(self._at_once, rows * width) * (self._config.hidden_dim + 3 * self._dim)
-        # The pixels exist as float32, and as the input of the first convolution. The stem's largest map exists three times: as
-        # the output of its convolution, after GELU, and as the input of the next convolution.
+        # The pixels exist as float32, and as the input of the first convolution. The stem's largest map exists three
+        # times: as the output of its convolution, after GELU, and as the input of the next convolution.
         a_pixel = self._config.in_channels + self._stem_numbers
         embed = int(3 * a_pixel * (pixel_rows + 2) * image.width)
         computing = self._number * (max(block, embed) if self.device.type == "cpu" else 0)
