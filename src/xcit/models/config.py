@@ -67,9 +67,9 @@ class XCiTConfig(ReadableConfig):
         if strides:
             need(all(stride in (1, 2) for stride in strides), f"stem_strides are {strides}, each must be 1 or 2")
             usual, product = 2 ** len(strides), math.prod(strides)
-            # `patch_size` is replaced by the product, so other values of `patch_size` are errors. Two are accepted: the
-            # default, because the caller may not have set `patch_size`, and the patch size of a stem with all strides
-            # 2, because `dataclasses.replace` passes the value of the old config.
+            # `patch_size` is replaced by the product, so other values are errors. Two other values are accepted: the
+            # default, because the caller may not have set `patch_size`, and the product if all strides were 2, because
+            # `dataclasses.replace` passes the value of the old config.
             need(
                 self.patch_size in (usual, product, XCiTConfig.patch_size),
                 f"patch_size is {self.patch_size}, but stem_strides {strides} make patches of {product} pixels",

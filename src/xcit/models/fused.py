@@ -389,7 +389,7 @@ def fold_norm(layer: ConvNorm) -> nn.Conv2d:
 
 
 def scale_outputs(layer: Layer, scale: Tensor) -> Layer:
-    """Returns a copy of the layer with weights that multiply the outputs by `scale` (outputs,)."""
+    """Returns a copy of the layer with outputs that are multiplied by `scale` (outputs,)."""
     assert layer.bias is not None
     scale = scale.double()
     return with_numbers(layer, layer.weight * scale.view(-1, *[1] * (layer.weight.ndim - 1)), layer.bias * scale)

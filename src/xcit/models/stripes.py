@@ -70,7 +70,7 @@ class TensorTokens:
 
 
 def spans(length: int, size: int) -> Iterator[tuple[int, int]]:
-    """Splits `length` rows into stripes of `size` rows, and yields (start, end) of each; the last may be smaller."""
+    """Yields (start, end) of each stripe of `size` rows in `length` rows. The last stripe may be smaller."""
     for start in range(0, length, size):
         yield start, min(start + size, length)
 

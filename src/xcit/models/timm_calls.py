@@ -69,7 +69,7 @@ class TimmCalls(nn.Module):
 
     @property
     def pretrained_cfg(self) -> dict[str, Any]:
-        """The preprocessing of images, and the names of two layers, in timm's format. A program may set it."""
+        """The preprocessing of images, and the names of two layers, in timm's format. This property can be set."""
         if self._pretrained_cfg is not None:
             return self._pretrained_cfg
         found: dict[str, Any] = {"num_classes": self.num_classes, "first_conv": "stem.0.conv", "classifier": "head"}

@@ -137,8 +137,8 @@ class _Passes:
     def needs(self) -> HeadNeeds:
         """Returns the resources that the computations after the backbone need.
 
-        The memory is the sum of two numbers. The first is the memory of the neck with the smallest stripes, or the
-        memory of the box and mask heads if it is larger. The second is the memory of the best anchors of each map.
+        The memory is that of the neck with the smallest stripes, or that of the box and mask heads if the heads need
+        more. The memory of the best anchors of each map is added.
         """
         heads = self._network.roi_heads.numbers_at_once(self._max_objects)
         return HeadNeeds(

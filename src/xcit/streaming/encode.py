@@ -202,7 +202,8 @@ class _Run:
     def _key(self) -> str:
         """Returns the key of the run. A run resumes an earlier run only if their keys are equal."""
         identity = rows_info(self._source).identity
-        if identity is None:  # so that no later run resumes this run with another image
+        if identity is None:
+            # A later run can't know whether its image is the same. So each run gets its own text and can't be resumed.
             identity = f"process of its own {id(self)} {time.time_ns()}"
         wanted, maps = self._wanted, sorted(self._wanted.maps)
         what = (sorted(wanted.class_tokens), sorted(wanted.means), maps, wanted.attention, str(self._spec))

@@ -26,7 +26,7 @@ def check_channels(source: ImageRows, spec: Preprocessing) -> None:
     ours, theirs = len(spec.mean), source.channels
     if len(spec.std) != ours:
         raise XCiTError(
-            f"preprocessing has {ours} means and {len(spec.std)} standard deviations, must have one of each per channel"
+            f"preprocessing has {ours} means and {len(spec.std)} standard deviations: give one of each per channel"
         )
     if theirs != ours and (theirs, ours) not in ((1, 3), (3, 1)):
         raise XCiTError(f"{rows_info(source).name}: has {theirs} channels, the model takes {ours}: choose bands")

@@ -18,7 +18,7 @@ from xcit.streaming.budget import format_size
 Place = Literal["device", "host", "scratch"]
 
 OVERHEAD = 48 * 2**20
-"""Number of bytes that every run needs, for any image size: for loaded code, threads, and memory fragmentation."""
+"""Number of bytes that a run needs at any image size, for loaded code, threads, and memory fragmentation."""
 
 MAPS_AT_ONCE = 7
 """Number of tensors of a stripe's size that a block needs at once: input, output, norms, and LPI's maps."""

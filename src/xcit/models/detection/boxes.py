@@ -39,7 +39,7 @@ def decode_boxes(boxes: Tensor, steps: Tensor, std: Sequence[float], size: tuple
 
     Args:
         boxes: (n, 4), the boxes before the steps.
-        steps: (n, ..., 4), as returned by `encode_boxes`, which means divided by `std`.
+        steps: (n, ..., 4), divided by `std`, as `encode_boxes` returns them.
         std: standard deviations of dx, dy, dw and dh.
         size: height and width of the image without padding, as a tuple or a tensor (2,).
 

@@ -169,7 +169,7 @@ class MaskRCNN(OnPyramid):
 
         Args:
             image: the normalised image, without padding.
-            scale: (4,): width, height, width, height.
+            scale: (4,), the factors for width, height, width and height.
             min_score: objects with lower scores are left out.
             max_objects: maximum number of objects.
             padded: height and width to which the image is padded; None means the next multiples of 32.

@@ -17,7 +17,7 @@ PIXELS_AT_ONCE = 2**22
 
 
 class PastedMask(NamedTuple):
-    """A pasted mask, or a part of it: the upper left corner of a rectangle in the image, and its probabilities."""
+    """A pasted mask, or a part of it: the probabilities for a rectangle of the image, and its upper left corner."""
 
     top: int
     left: int
@@ -25,7 +25,7 @@ class PastedMask(NamedTuple):
 
 
 def paste_mask(mask: Tensor, box: Tensor, size: tuple[int, int]) -> PastedMask:
-    """Resizes a mask to its box, by bilinear interpolation between the centres of its pixels, with zero padding.
+    """Resizes a mask to its box, by bilinear interpolation between the centres of the mask's pixels, with zero padding.
 
     Args:
         mask: (s, s) probabilities.

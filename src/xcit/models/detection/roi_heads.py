@@ -175,7 +175,7 @@ class RoIHeads(nn.Module):
         regions, labels, steps, positives, masks = [], [], [], [], []
         for own_proposals, own in zip(proposals, objects, strict=True):
             matched = match(own_proposals, own.boxes, positive=MATCH_IOU, negative=MATCH_IOU, lowest=MATCH_IOU)
-            # The boxes of the objects are used as proposals too. Each is matched to its own object.
+            # The boxes of the objects are used as proposals too. Each of these boxes is matched to its own object.
             boxes = torch.cat([own.boxes, own_proposals])
             matched = torch.cat([torch.arange(len(own.boxes), device=matched.device), matched])
             positive, negative = sample(matched, NUM_SAMPLED, POSITIVE_SHARE)
