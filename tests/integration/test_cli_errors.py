@@ -120,8 +120,8 @@ ONE_LINE = [
     ("predict --json a.json --csv a.csv", "give --json or --csv, not both"),
     ("features a.png --out a.txt", "a.txt: features go to a file that ends in .npz, .safetensors, .parquet"),
     ("features a.png --out nowhere/a.npz", "nowhere/a.npz: there is no folder nowhere"),
-    ("features a.png --out a.npz --layers 8", "there is no block 8: the model has 8, counted from 0"),
-    ("features a.png --out a.npz --layers 0", "block 0 has no class token: it enters at block 6 of 8"),
+    ("features a.png --out a.npz --layers 8", "there is no block 8: the model has 8 blocks, counted from 0"),
+    ("features a.png --out a.npz --layers 0", "block 0 has no class token: the class token enters at block 6 of 8"),
     # recipes and their fields
     ("config xcit-nano-12-p16_8xb128_in2k", f"called 'xcit-nano-12-p16_8xb128_in2k'; did you mean '{NANO}"),
     ("config configs/xcit/xcit-nano-12-p16_8xb128.py", f"called 'xcit-nano-12-p16_8xb128'; did you mean '{NANO}"),

@@ -1,4 +1,4 @@
-"""The models, as plain `nn.Module`s without code for training or for reading weights."""
+"""Defines the models as `nn.Module`s. Training loops and the reading of weights are in other packages."""
 
 from xcit.images.preprocess import Preprocessing, SegmentationPreprocessing, published_preprocessing
 from xcit.models.config import XCiTConfig

@@ -67,8 +67,9 @@ class XCiTConfig(ReadableConfig):
         if strides:
             need(all(stride in (1, 2) for stride in strides), f"stem_strides are {strides}, each must be 1 or 2")
             usual, product = 2 ** len(strides), math.prod(strides)
-            # `patch_size` is replaced by the product. The default is accepted, because the caller may not have set it.
-            # The size for strides of 2 is accepted, because `dataclasses.replace` passes the value of the old config.
+            # `patch_size` is replaced by the product, so other values are errors. Two other values are accepted: the
+            # default, because the caller may not have set `patch_size`, and the product if all strides were 2, because
+            # `dataclasses.replace` passes the value of the old config.
             need(
                 self.patch_size in (usual, product, XCiTConfig.patch_size),
                 f"patch_size is {self.patch_size}, but stem_strides {strides} make patches of {product} pixels",

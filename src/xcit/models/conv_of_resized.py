@@ -137,7 +137,7 @@ def moved_interpolation(start: int, end: int, source_length: int, length: int) -
     before, after, weight = interpolation(first, last, source_length, length)
     left, right = int(before[0]), int(after[-1]) + 1
     plain = torch.zeros(last - first + 2, right - left)
-    rows = torch.arange(last - first) + 1  # `plain` has one row of zeros above these rows and one below
+    rows = torch.arange(last - first) + 1  # the first and the last row of `plain` stay zero
     plain.index_put_((rows, before - left), 1 - weight, accumulate=True)
     plain.index_put_((rows, after - left), weight, accumulate=True)
     top = start - first  # the row of `plain` for the sample before `start`

@@ -172,7 +172,8 @@ class DINO(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Turns gradient checkpointing of the student on or off (timm's method name).
 
-        The activations of the blocks are then recomputed in the backward pass. The teacher has no backward pass.
+        If it is on, the activations of each block of the student are not stored, but recomputed in the backward pass.
+        The teacher has no backward pass.
         """
         self.student.backbone.set_grad_checkpointing(enable)
 

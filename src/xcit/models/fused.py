@@ -121,7 +121,7 @@ def is_fused(model: nn.Module) -> bool:
 class Fusible(nn.Module):
     """Base class of models with a method `fuse`.
 
-    A fused model can't be set to training mode, and neither can a model that contains a fused model.
+    A model that is fused, or contains a fused model, can't be set to training mode.
     """
 
     def train(self, mode: bool = True) -> Self:
@@ -211,7 +211,8 @@ class FusedEmbedding(nn.Module):
     def pixel_rows_at_once(self, image: Tensor) -> int | None:
         """Returns how many pixel rows to process at once; None means all rows.
 
-        With this number of rows, the stem's largest feature map has about as many elements as one part.
+        The number is chosen so that the stem's largest feature map has about as many elements as one part of the tokens
+        may contain (see `NUMBERS_AT_ONCE`).
         """
         at_once = tokens_at_once(image.new_empty(0, 1))
         if at_once is None:
@@ -388,7 +389,7 @@ def fold_norm(layer: ConvNorm) -> nn.Conv2d:
 
 
 def scale_outputs(layer: Layer, scale: Tensor) -> Layer:
-    """Returns a copy of the layer. Its outputs are those of the layer, multiplied by `scale` (outputs,)."""
+    """Returns a copy of the layer with outputs that are multiplied by `scale` (outputs,)."""
     assert layer.bias is not None
     scale = scale.double()
     return with_numbers(layer, layer.weight * scale.view(-1, *[1] * (layer.weight.ndim - 1)), layer.bias * scale)

@@ -16,7 +16,7 @@ Config = TypeVar("Config")
 class ReadableConfig:
     """Base class of configs that other libraries can read as a dictionary or as JSON.
 
-    Both contain only the fields of the dataclass, not other attributes that were set on the config.
+    The dictionary and the JSON contain only the fields of the dataclass, not other attributes of the config.
     """
 
     def to_dict(self) -> dict[str, Any]:

@@ -17,8 +17,8 @@ class ModelInfo:
             class names.
         is_multi_label: if true, an image may have several classes, and the sigmoid of a logit is the probability of its
             class. If false, an image has one class, and the softmax of all logits gives the probabilities.
-        assumed: true if the weights file did not contain the preprocessing. `preprocessing` was then chosen by the name
-            under which the weights were loaded, or is the default for such weights.
+        assumed: true if `preprocessing` may differ from the preprocessing in training: the weights file did not contain
+            the preprocessing, or the preprocessing was adapted, for example to another number of channels.
     """
 
     name: str

@@ -2,7 +2,7 @@
 
 The sums over tokens, in XCA and class attention, contain only kept tokens. In LPI (local patch interaction), both
 convolutions read zeros at the tokens that are left out, as they do outside the image. Values are also computed for the
-tokens that are left out, but these values have no meaning.
+tokens that are left out, but the caller must ignore these values.
 """
 
 from torch import Tensor

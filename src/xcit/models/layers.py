@@ -271,9 +271,9 @@ class XCABlock(NotScripted, nn.Module):
 
     def forward(self, tokens: Tensor, height: int, width: int) -> Tensor:
         refuse_symbols(tokens)
-        # Inside a branch, LayerScale multiplies the weights of the last layer. Outside a branch, it multiplies N x D
-        # activations, and autograd stores these for the backward pass. In float16, LayerScale stays outside, because
-        # float16 can't represent the multiplied weights, for example 1e-5 times 0.02.
+        # If LayerScale is inside a branch, it multiplies the weights of the last layer. If it is outside the branch, it
+        # multiplies N x D activations, and autograd stores these for the backward pass. In float16, LayerScale is
+        # outside, because float16 can't represent the multiplied weights, for example 1e-5 times 0.02.
         may_scale_inside = not computes_in_float16(tokens)
         tokens = self._add(tokens, self.xca, (self.norm_xca(tokens),), self.scale_xca, may_scale_inside)
         tokens = self._add(tokens, self.lpi, (self.norm_lpi(tokens), height, width), self.scale_lpi, may_scale_inside)

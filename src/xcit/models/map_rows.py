@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from xcit import ops
 
 BEHIND = 4
-"""Number of rows above the last read that a layer keeps in memory.
+"""Number of additional rows that a layer keeps in memory: the rows directly above the rows of its last read.
 
 If two layers read the same map, one of them may be a few rows behind the other.
 """
 
 NUMBERS_AT_ONCE = 2**21
-"""Number of values of the largest map in one stripe. A stripe is the group of rows that are computed at once.
+"""Number of values in one stripe of the largest map. A stripe is the group of rows that are computed at once.
 
 The number is large enough for full speed if the maps are in memory.
 """
@@ -142,7 +142,7 @@ class DoubledRows(ComputedRows):
     """A 2x2 transposed convolution with stride 2, which doubles height and width, and an optional activation.
 
     Args:
-        source: the map whose size is doubled.
+        source: the map to which the transposed convolution is applied.
         weight: weight of the transposed convolution, (C, outputs, 2, 2).
         bias: (outputs,) or None.
         activation: applied to the output; None means no activation.
@@ -277,8 +277,9 @@ def interpolation(
         align_corners: as in `F.interpolate`.
 
     Returns:
-        Three tensors with one value per output sample: the index of the source sample before it (int64), the index of
-        the source sample after it (int64), and the weight of the source sample after it (float32).
+        Three tensors with one value per output sample: the index of the source sample before the output sample (int64),
+        the index of the source sample after the output sample (int64), and the weight of the second of these source
+        samples (float32).
     """
     position = torch.arange(start, end, dtype=torch.float32)
     if align_corners:
@@ -327,7 +328,7 @@ def all_maps(*maps: MapRows) -> list[MapRows]:
 def rows_of_a_stripe(last: MapRows, at_once: int = NUMBERS_AT_ONCE) -> int:
     """Returns how many rows of `last` to read at once.
 
-    With this number of rows, the largest of the maps from which `last` is computed has about `at_once` values.
+    The number is chosen so that one stripe of the largest map from which `last` is computed has about `at_once` values.
     """
     row = max(one.width * one.channels * one.height / last.height for one in all_maps(last))
     return max(1, min(last.height, int(at_once / row)))

@@ -15,8 +15,8 @@ from torch.nn.modules import module as _globals
 _LAYERS = (nn.Linear, nn.Conv2d)
 
 
-# The two functions below test each attribute by itself. A loop over the names of the attributes would be shorter but
-# slower, and a forward pass calls these functions dozens of times.
+# The two functions below test each attribute in a separate expression. A loop over the names of the attributes would
+# be shorter but slower, and a forward pass calls these functions dozens of times.
 
 
 def is_watched(module: nn.Module) -> bool:

@@ -11,7 +11,8 @@ from torch.utils.checkpoint import checkpoint
 
 def recomputed(block: nn.Module, *inputs: Tensor | int) -> Tensor:
     """Computes the output of a block without storing its activations for the backward pass."""
-    # torch.compile does not accept `context_fn`, but updates the running statistics only once anyway.
+    # torch.compile does not accept `context_fn`. Without `context_fn`, a compiled model also updates the running
+    # statistics only once.
     if torch.compiler.is_compiling():
         out: Tensor = checkpoint(block, *inputs, use_reentrant=False)
     else:
@@ -21,7 +22,7 @@ def recomputed(block: nn.Module, *inputs: Tensor | int) -> Tensor:
 
 
 def _recompute_contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Returns two context managers: for the forward pass of a checkpointed block, and for its recomputation."""
+    """Returns two context managers for a checkpointed block: for its forward pass, and for the recomputation."""
     return nullcontext(), _keep_statistics(block)
 
 

@@ -317,7 +317,8 @@ class Segmenter(OnPyramid):
         The image may have any size. `goes_by_rows` must be true.
 
         Args:
-            taps: the tokens of the image, each (token rows, tokens per row, D), after the four blocks of the backbone.
+            taps: the tokens of the image after each of the four blocks for the pyramid (see `out_indices` in the
+                config), each (token rows, tokens per row, D).
             pooled: the result of `pool` for the same `taps`.
         """
         return self.decode_rows(pyramid_rows(self.backbone.pyramid, taps), pooled)

@@ -40,7 +40,15 @@ def upernet_rows(head: "UperNetHead", maps: Sequence[MapRows], pooled: Sequence[
 
 
 def _pooled_level(head: "UperNetHead", coarsest: MapRows, pooled: Sequence[Tensor]) -> MapRows:
-    """Returns the result of pyramid pooling, as `UperNetHead._pooled` does, as a map computed a few rows at a time."""
+    """Returns the result of pyramid pooling as a map that is computed a few rows at a time.
+
+    The values equal those of `UperNetHead._pooled` up to rounding.
+
+    Args:
+        head: the head, with folded batch norms.
+        coarsest: the pyramid's coarsest map.
+        pooled: for each size in `POOL_SIZES`, the coarsest map pooled to (size, size, D).
+    """
     context = []
     for layer, means in zip(_layers(head.pools), pooled, strict=True):
         one = _conv(layer, TensorRows(means))

@@ -7,8 +7,8 @@ from typing import Any, Self
 
 
 def _sharing() -> Any:
-    # `xcit.models` must not depend on `xcit.zoo`, so the module is imported only when a method is called. The methods
-    # belong to the models because users look for them there.
+    # `xcit.models` must not depend on `xcit.zoo`, so the module is imported only when a method is called. The models
+    # have these methods because users expect a model to have them.
     return import_module("xcit.zoo.sharing")
 
 
@@ -69,7 +69,7 @@ class Shareable:
         licence: str = "",
         report: str | os.PathLike[str] | None = None,
     ) -> str:
-        """Uploads the files that `save_pretrained` writes to a repository of the Hub.
+        """Uploads the model to a repository of the Hub. The files are those that `save_pretrained` writes.
 
         The repository is created if it does not exist.
 

@@ -1,4 +1,4 @@
-"""Runs one image through the model a few rows at a time. Up to rounding, the results are those for the whole image.
+"""Runs one image through the model a few rows at a time. Up to rounding, the results equal those of one forward pass.
 
 A stripe is a group of rows that are processed at once. In the stem and the XCA blocks, the rows of an image depend on
 each other in only two ways. First, XCA computes its attention from D x D sums over all tokens. Second, the 3x3
@@ -70,7 +70,7 @@ class TensorTokens:
 
 
 def spans(length: int, size: int) -> Iterator[tuple[int, int]]:
-    """Splits `length` rows into stripes of `size` rows, and yields (start, end) of each; the last may be smaller."""
+    """Yields (start, end) of each stripe of `size` rows in `length` rows. The last stripe may be smaller."""
     for start in range(0, length, size):
         yield start, min(start + size, length)
 
@@ -245,7 +245,8 @@ def pass_xca_block(
     collected = Sums.empty(sums.total.shape[0], sums.total.device)
     matrix, row = block.mixing(sums)
     lpi = SlidingLPI(block, kept)
-    # The buffer for rows after XCA. It is used again for each stripe. Rows for which LPI has no output yet come first.
+    # The buffer for rows after XCA. It is used again for each stripe. It begins with the rows of earlier stripes for
+    # which LPI has not computed the output yet.
     work: Tensor | None = None
     num_held = num_done = 0
     for start, end in spans(tokens.height, rows_at_once):

@@ -69,7 +69,7 @@ class TimmCalls(nn.Module):
 
     @property
     def pretrained_cfg(self) -> dict[str, Any]:
-        """The preprocessing of images, and the names of two layers, in timm's format. A program may set it."""
+        """The preprocessing of images, and the names of two layers, in timm's format. This property can be set."""
         if self._pretrained_cfg is not None:
             return self._pretrained_cfg
         found: dict[str, Any] = {"num_classes": self.num_classes, "first_conv": "stem.0.conv", "classifier": "head"}
@@ -179,7 +179,10 @@ def data_config(spec: Preprocessing, channels: int) -> dict[str, Any]:
 
 
 def _crop_share(image_size: int, resize_to: int) -> float:
-    """Returns timm's `crop_pct`. From this value, timm computes the short side as floor(image_size / crop_pct)."""
+    """Returns timm's `crop_pct`.
+
+    From this value, timm computes the short side of the resized image as floor(image_size / crop_pct).
+    """
     share = image_size / resize_to
     return share if math.floor(image_size / share) == resize_to else image_size / (resize_to + 1e-4)
 
@@ -207,5 +210,5 @@ def resolve_indices(indices: Sequence[int], num_blocks: int) -> list[int]:
         raise XCiTError("no block was asked for: the list of indices is empty")
     for index in indices:
         if not -num_blocks <= index < num_blocks:
-            raise XCiTError(f"there is no block {index}: the model has {num_blocks}, counted from 0")
+            raise XCiTError(f"there is no block {index}: the model has {num_blocks} blocks, counted from 0")
     return sorted({index % num_blocks for index in indices})

@@ -215,8 +215,8 @@ class XCiT(NotScripted, Shareable, TimmCalls, Fusible):
                 count from the end. For the last class attention block, the features are computed after the final norm.
 
         Raises:
-            XCiTError: if a name or index is unknown, or if `out_type` is "cls_token" and an index is that of an XCA
-                block, which has no class token.
+            XCiTError: if a name or index is unknown, or if `out_type` is "cls_token" and `out_indices` contains an XCA
+                block. XCA blocks have no class token.
         """
         if stage not in ("backbone", "neck", "pre_logits"):
             raise XCiTError(f"stage is {stage!r}, must be 'backbone', 'neck' or 'pre_logits'")
@@ -227,7 +227,7 @@ class XCiT(NotScripted, Shareable, TimmCalls, Fusible):
         take = resolve_indices([out_indices] if isinstance(out_indices, int) else out_indices, num_blocks)
         if out_type == "cls_token" and take[0] < depth:
             raise XCiTError(
-                f"block {take[0]} has no class token: it enters at block {depth} of {num_blocks}; "
+                f"block {take[0]} has no class token: the class token enters at block {depth} of {num_blocks}; "
                 "ask for 'featmap', 'avg_featmap' or 'raw'"
             )
         encoded = self._encode(
@@ -262,7 +262,7 @@ class XCiT(NotScripted, Shareable, TimmCalls, Fusible):
 
         Args:
             images: (B, in_channels, h, w).
-            take: indices of the blocks after which the tokens are returned too.
+            take: indices of blocks. The tokens after each of these blocks are also returned.
             stop: index of the last XCA block that is run; None runs all.
             class_attention: whether to run class attention and the final norm.
             only_class: whether the caller needs only the class token after class attention. The result is then only the

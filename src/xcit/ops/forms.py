@@ -208,9 +208,9 @@ def attention_from_gram(
         squares = (moved * weight.t()).sum(dim=1) + num_tokens * means.square()
         query_weight = weight[:dim].view(num_heads, -1, dim)
         moved_keys = moved[:, :, dim:].unflatten(2, (num_heads, -1)).transpose(1, 2)  # (B, M, D, C)
-        # `unbind` is not used here. With `unbind`, Inductor would store these views in addition to `means` for the
-        # backward pass. If the views are contiguous, as for a batch of one, Inductor would overwrite them while it
-        # still reads `means`.
+        # These two views of `means` are not computed by `unbind`. With `unbind`, Inductor would store the views in
+        # addition to `means` for the backward pass. If the views are contiguous, as for a batch of one, Inductor would
+        # overwrite them while it still reads `means`.
         query_mean = means[:, :dim].view(batch, num_heads, -1, 1)
         key_mean = means[:, dim:].view(batch, num_heads, 1, -1)
         products = query_weight @ moved_keys + num_tokens * query_mean * key_mean

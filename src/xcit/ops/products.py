@@ -1,8 +1,9 @@
-"""Products of many rows with one matrix, in inference also by oneDNN.
+"""Products of many rows with one matrix. In inference on processors from AMD, oneDNN computes the products.
 
 On a CPU, torch computes float32 products with MKL. On processors from AMD, MKL reaches only half of the speed of
-oneDNN, which torch contains too, but uses for convolutions and 16-bit products only. So these functions call oneDNN
-where nothing but the product itself is wanted: no gradient, no compilation, no counting of operations.
+oneDNN. Torch contains oneDNN too, but uses it only for convolutions and for 16-bit products. So on processors from AMD,
+the functions of this module call oneDNN directly. They use torch's usual operators if gradients are needed, or if the
+model is being compiled or exported, or if the operations are being counted.
 
 Shapes: `B` batch, `N` rows, `D` and `E` widths.
 """
@@ -21,7 +22,10 @@ _MIN_ROWS = 16
 
 
 def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> Tensor:
-    """Computes `F.linear`: rows (..., D), weight (E, D) and bias (E,) give (..., E). `gelu` applies the exact GELU."""
+    """Computes `F.linear`, and then the exact GELU if `gelu` is true.
+
+    Rows (..., D), weight (E, D) and bias (E,) give (..., E).
+    """
     if _is_for_onednn(rows, weight, bias):
         activation: tuple[str, list[None], str] = ("gelu", [], "none") if gelu else ("none", [], "")
         found: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, *activation)
@@ -29,7 +33,8 @@ def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bo
     found = F.linear(rows, weight, bias)
     if not gelu:
         return found
-    # In place, unless a derivative needs the input or a transform of functions has no such operation.
+    # GELU works in place, unless the backward pass needs its input, or a transform of `torch.func` is active, which may
+    # not support an operation in place.
     is_alone = not torch.compiler.is_compiling() and not found.requires_grad and not _is_transformed()
     return torch.ops.aten.gelu_(found) if is_alone else F.gelu(found)
 
@@ -49,13 +54,13 @@ def gram_matrix(tokens: Tensor) -> Tensor:
 
 
 def _is_for_onednn(rows: Tensor, *others: Tensor | None) -> bool:
-    """Whether oneDNN may compute a product of these tensors, and is faster."""
-    # This comes first, so that a graph is not specialised for the number of rows.
+    """Returns whether oneDNN may compute a product of these tensors, and is faster than torch's usual operator."""
+    # This check comes before the check of the number of rows, so that a graph is not specialised for this number.
     if torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit._trace.is_tracing():
         return False
     if not _is_onednn_faster() or rows.numel() < _MIN_ROWS * rows.shape[-1] or not torch.backends.mkldnn.enabled:
         return False
-    # oneDNN's product has no derivative and no cast of its own, and counters of operations do not know it.
+    # For oneDNN's operator, there is no derivative and no autocast, and torch's FLOP counter does not count it.
     if torch.is_autocast_enabled("cpu") or torch._C._len_torch_dispatch_stack() or _is_transformed():
         return False
     with_gradient = torch.is_grad_enabled()
@@ -70,7 +75,7 @@ def _is_for_onednn(rows: Tensor, *others: Tensor | None) -> bool:
 
 
 def _is_transformed() -> bool:
-    """Whether `torch.func` or forward-mode differentiation is at work."""
+    """Returns whether a transform of `torch.func` or forward-mode differentiation is active."""
     return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
 
 

@@ -1,4 +1,4 @@
-"""Runs a model on images that are larger than memory. Up to rounding, the results equal those on the whole image.
+"""Runs a model on images that are larger than memory. Up to rounding, the results equal those of one forward pass.
 
 A stripe is a few rows of the image. In XCiT, a stripe depends on the other stripes only through D x D sums over all
 tokens, where D is the width of a token, and through the neighbouring rows (the halo). So the image is processed in

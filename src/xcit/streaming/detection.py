@@ -1,10 +1,10 @@
-"""Runs a detector on an image of any size in bounded memory. The objects are those of the whole image.
+"""Runs a detector on an image of any size in bounded memory. Up to rounding, the result is that of one forward pass.
 
-The backbone processes the image in stripes (a few rows at a time), and the tokens after four of its blocks are stored.
-One more pass over these tokens computes the feature maps of the neck (the feature pyramid), a few rows at a time. This
-pass stores the maps in memory or in scratch files, and keeps the best anchors of each map. After this pass, the box and
-mask heads read small parts of the maps. By default the heads process 1000 boxes and 100 masks, so their memory does not
-depend on the size of the image.
+The backbone processes the image in stripes (a few rows at a time). The tokens after four of its blocks are stored in
+taps (see `taps.py`). One more pass over these tokens computes the feature maps of the neck (the feature pyramid), a few
+rows at a time. This pass stores the maps in memory or in scratch files, and keeps the best anchors of each map. After
+this pass, the box and mask heads read small parts of the maps. By default the heads process 1000 boxes and 100 masks,
+so their memory does not depend on the size of the image.
 
 The finest map is the map with the smallest stride, which is 4 pixels.
 """
@@ -84,8 +84,8 @@ def detect_rows(
         The objects, and the report of the run.
 
     Raises:
-        XCiTError: if a part of the model can't be computed by rows, the memory limit can't be kept, the scratch disk is
-            too small, or the image can't be read. All but the last of these are checked before the first pass.
+        XCiTError: if a part of the model can't be computed by rows, the memory limit is too small, the scratch disk is
+            too small, or the image can't be read. All of these except the last are checked before the first pass.
     """
     network = model if isinstance(model.backbone.xcit, FusedXCiT) else model.fuse()
     backbone = network.backbone.xcit
@@ -137,8 +137,8 @@ class _Passes:
     def needs(self) -> HeadNeeds:
         """Returns the resources that the computations after the backbone need.
 
-        The memory is the larger of two numbers: the memory of the neck with the smallest stripes, and the memory of the
-        box and mask heads. The memory of the candidates is added.
+        The memory is that of the neck with the smallest stripes, or that of the box and mask heads if the heads need
+        more. The memory of the best anchors of each map is added.
         """
         heads = self._network.roi_heads.numbers_at_once(self._max_objects)
         return HeadNeeds(
@@ -241,7 +241,7 @@ class _Passes:
     def _rows_at_once(self, run: TappedRun) -> int:
         """Returns the number of rows of the finest map that are computed at once.
 
-        It is the largest useful multiple of `_LEAST_ROWS` that keeps the memory limit.
+        It is the largest useful multiple of `_LEAST_ROWS` that stays within the memory limit.
         """
         finest = self._levels[0]
         room = run.memory // self._number - (self._stored if run.folder is None else 0) - self._candidates()
@@ -281,7 +281,7 @@ class _Progress:
     def earlier(
         cls, run: TappedRun, stores: Sequence[MemoryLevel | ScratchLevel], num_levels: int, device: torch.device
     ) -> "_Progress":
-        """Returns the progress of an earlier run if its stores are unchanged; otherwise, returns an empty progress."""
+        """Returns the progress of an earlier run if the stores are unchanged; otherwise, returns an empty progress."""
         empty = Candidates(
             torch.zeros(0, device=device),
             torch.zeros(0, dtype=torch.int64, device=device),

@@ -50,11 +50,11 @@ def encode(
     memory: Memory = None,
     progress: StreamProgress | None = None,
 ) -> Encoding:
-    """Computes features of an image of any size in bounded memory. They equal those of the whole image up to rounding.
+    """Computes features of an image of any size in bounded memory.
 
-    The image is not resized or cropped. If the tokens do not fit within the memory limit, they are stored in scratch
-    files. If a run with scratch files was killed, another call with the same model, image and outputs resumes after the
-    last finished pass.
+    Up to rounding, the features equal those of one forward pass on the whole image. The image is not resized or
+    cropped. If the tokens do not fit within the memory limit, they are stored in scratch files. If a run with scratch
+    files was killed, another call with the same model, image and outputs resumes after the last finished pass.
 
     Args:
         model: the model, on its device and in its dtype. If it is not fused, a fused copy is used.
@@ -67,11 +67,13 @@ def encode(
         progress: called after each stripe.
 
     Raises:
-        XCiTError: if the image does not fit the model or can't be read, or if the memory limit can't be kept.
+        XCiTError: if the image does not fit the model or can't be read, or if the memory limit is too small.
     """
     network = model.fuse()
     if not isinstance(network, FusedXCiT):
-        raise XCiTError("an exported file can't process images in stripes: give the original model for full size")
+        raise XCiTError(
+            "an exported file can't process images in stripes: to process images at full size, give the original model"
+        )
     spec = preprocessing or (network.info.preprocessing if network.info is not None else None)
     if spec is None:
         raise XCiTError("the model does not say how to prepare images: give the preprocessing, or set model.info")
@@ -200,7 +202,8 @@ class _Run:
     def _key(self) -> str:
         """Returns the key of the run. A run resumes an earlier run only if their keys are equal."""
         identity = rows_info(self._source).identity
-        if identity is None:  # a later run can't know whether its image is the same
+        if identity is None:
+            # A later run can't know whether its image is the same. So each run gets its own text and can't be resumed.
             identity = f"process of its own {id(self)} {time.time_ns()}"
         wanted, maps = self._wanted, sorted(self._wanted.maps)
         what = (sorted(wanted.class_tokens), sorted(wanted.means), maps, wanted.attention, str(self._spec))

@@ -19,7 +19,7 @@ class MemoryLevel(MemoryTap):
     def window(self, top: int, bottom: int, left: int, right: int) -> Tensor:
         """Returns rows top:bottom of columns left:right, (bottom - top, right - left, C).
 
-        The result is a view, unless it has to be moved to the model's device or converted to its dtype.
+        The result is a view, unless the values have to be moved to the model's device or converted to its dtype.
         """
         return self.read(top, bottom)[:, left:right]
 

@@ -26,7 +26,7 @@ class TokenMap(Protocol):
         Args:
             grid: H and W.
             dim: D.
-            goes_on: whether a killed run is resumed. In this case, the rows that it has written must be kept.
+            goes_on: whether a killed run is resumed. If true, the rows that the killed run has written must be kept.
         """
 
     def write(self, start: int, rows: Tensor) -> None:
@@ -146,7 +146,7 @@ class ZarrMap:
     """
 
     def __init__(self, path: Path) -> None:
-        need_packages(f"{path}: Zarr", "zarr")  # checked here, because the passes may take an hour
+        need_packages(f"{path}: Zarr", "zarr")  # checked before the passes, because they may take an hour
         if path.exists() and not (path / "zarr.json").exists() and not (path / ".zarray").exists():
             raise XCiTError(f"{path}: exists and is not a Zarr array: choose another name")
         self.path = path
@@ -257,9 +257,11 @@ class Wanted:
         class_blocks = {*self.class_tokens, *([] if self.attention is None else [self.attention])}
         for block in (*class_blocks, *self.means, *self.maps):
             if not 0 <= block < depth + cls_depth:
-                raise XCiTError(f"there is no block {block}: the model has {depth + cls_depth}, counted from 0")
+                raise XCiTError(f"there is no block {block}: the model has {depth + cls_depth} blocks, counted from 0")
             if block in class_blocks and block < depth:
-                raise XCiTError(f"block {block} has no class token: it enters at block {depth} of {depth + cls_depth}")
+                raise XCiTError(
+                    f"block {block} has no class token: the class token enters at block {depth} of {depth + cls_depth}"
+                )
 
 
 @dataclass

@@ -17,7 +17,7 @@ _LUMA = (19595, 38470, 7471)  # Pillow's weights of red, green and blue for grey
 
 
 def check_channels(source: ImageRows, spec: Preprocessing) -> None:
-    """Checks that an image has the channels of the model, or that grey can be converted to RGB or RGB to grey.
+    """Checks that an image has the channels of the model, or can be converted from grey to RGB or from RGB to grey.
 
     Raises:
         XCiTError: if the channels can't be converted, or the preprocessing has different numbers of means and standard
@@ -25,7 +25,9 @@ def check_channels(source: ImageRows, spec: Preprocessing) -> None:
     """
     ours, theirs = len(spec.mean), source.channels
     if len(spec.std) != ours:
-        raise XCiTError(f"preprocessing has {ours} means and {len(spec.std)} std: one of each is needed per channel")
+        raise XCiTError(
+            f"preprocessing has {ours} means and {len(spec.std)} standard deviations: give one of each per channel"
+        )
     if theirs != ours and (theirs, ours) not in ((1, 3), (3, 1)):
         raise XCiTError(f"{rows_info(source).name}: has {theirs} channels, the model takes {ours}: choose bands")
 
@@ -66,8 +68,8 @@ def normalized_stripes(
         dtype: dtype of the stripes.
 
     Raises:
-        XCiTError: if rows can't be read, or if they contain values that are not finite and that the mask does not leave
-            out.
+        XCiTError: if rows can't be read, or if they contain values that are not finite. Pixels that the mask leaves out
+            may have any values.
     """
     mean, std = (torch.tensor(values, dtype=torch.float32, device=device) for values in (spec.mean, spec.std))
     with ThreadPoolExecutor(1) as pool:
@@ -83,8 +85,8 @@ def normalized_stripes(
                         numbers.masked_fill_(torch.from_numpy(~mask[first:last, :, None]).to(device), 0)
                     if pixels.dtype.kind == "f" and not numbers.isfinite().all():
                         raise XCiTError(
-                            f"{rows_info(source).name}: values that are not finite in rows {at + first} to "
-                            f"{at + last - 1}: leave these pixels out by a mask"
+                            f"{rows_info(source).name}: rows {at + first} to {at + last - 1} contain values that are "
+                            "not finite: leave these pixels out by a mask"
                         )
                     yield numbers.to(dtype)[None].permute(0, 3, 1, 2)
                 at += len(pixels)
@@ -104,7 +106,7 @@ def checked(pixels: Pixels, source: ImageRows, end: int) -> Pixels:
     Args:
         pixels: the rows.
         source: the source.
-        end: end of the requested rows. There can't be more rows than this number.
+        end: one past the index of the last requested row. `pixels` can't have more rows than this number.
 
     Raises:
         XCiTError: if the shape is wrong.
@@ -118,7 +120,7 @@ def checked(pixels: Pixels, source: ImageRows, end: int) -> Pixels:
 
 
 def _numbers(pixels: Pixels, channels: int) -> Tensor:
-    """Converts pixels (r, w, C) to float32 (r, w, channels); if needed, grey to RGB or RGB to grey.
+    """Converts pixels (r, w, C) to float32 (r, w, channels), and grey to RGB or RGB to grey if needed.
 
     Unsigned integers are divided by the largest value of their type.
     """

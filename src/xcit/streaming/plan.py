@@ -18,7 +18,7 @@ from xcit.streaming.budget import format_size
 Place = Literal["device", "host", "scratch"]
 
 OVERHEAD = 48 * 2**20
-"""Bytes that a run needs for any image: for code that the first call loads, threads, and memory fragmentation."""
+"""Number of bytes that a run needs at any image size, for loaded code, threads, and memory fragmentation."""
 
 MAPS_AT_ONCE = 7
 """Number of tensors of a stripe's size that a block needs at once: input, output, norms, and LPI's maps."""
@@ -157,8 +157,8 @@ class Costs:
         pixel_rows = min(pixel_rows, read_rows)
         stripe = (rows + ROWS_HELD) * width * self._dim
         block = MAPS_AT_ONCE * stripe + min(self._at_once, rows * width) * (self._config.hidden_dim + 3 * self._dim)
-        # The pixels exist as float32, and as the input of the first convolution. The largest map exists three times: as
-        # the output of its convolution, after GELU, and as the input of the next convolution.
+        # The pixels exist as float32, and as the input of the first convolution. The stem's largest map exists three
+        # times: as the output of its convolution, after GELU, and as the input of the next convolution.
         a_pixel = self._config.in_channels + self._stem_numbers
         embed = int(3 * a_pixel * (pixel_rows + 2) * image.width)
         computing = self._number * (max(block, embed) if self.device.type == "cpu" else 0)
@@ -208,7 +208,8 @@ def largest_square(model: FusedXCiT, bound: int, *, place: Place) -> tuple[int, 
         return next((plan for plan in plans if plan.peak_bytes <= bound), None)
 
     patch = model.config.patch_size
-    low, high = 0, 1  # sides in patches; after the next loop, `low` keeps the limit and `high` does not
+    # Sides in patches. The next loop ends when an image of side `high` needs more memory than the limit.
+    low, high = 0, 1
     while plan_of(high * patch) is not None:
         low, high = high, 2 * high
     while high - low > 1:

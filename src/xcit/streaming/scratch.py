@@ -54,7 +54,10 @@ def tokens_on_scratch(
 def earlier_state(
     folder: RunFolder, tokens: ScratchTokens, maps: Mapping[int, TokenMap], device: torch.device
 ) -> State:
-    """Returns the state of an earlier run if its tokens and finished maps are complete; otherwise, an empty state."""
+    """Returns the state of an earlier run.
+
+    Returns an empty state if there was no earlier run, or if its tokens or finished maps are not complete.
+    """
     state = State.load(folder.state, device)
     if state is not None:
         tokens.current = state.current

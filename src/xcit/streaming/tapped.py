@@ -139,7 +139,7 @@ def tapped(
 
     Args:
         model: the backbone, on its device and in its dtype.
-        blocks: the blocks whose tokens are collected.
+        blocks: indices of the blocks after which the tokens are collected.
         source: the source of the rows.
         needs: the resources that the head needs.
         preprocessing: the preprocessing, of which only mean and standard deviation are used.
@@ -150,7 +150,7 @@ def tapped(
         The run, with finished taps.
 
     Raises:
-        XCiTError: if the memory limit can't be kept, the scratch disk is too small, the image does not fit the model,
+        XCiTError: if the memory limit is too small, the scratch disk is too small, the image does not fit the model,
             or the image can't be read.
     """
     budget = as_budget(memory)

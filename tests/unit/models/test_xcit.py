@@ -206,7 +206,9 @@ def test_extract_feat(
     wanted = [out_indices] if isinstance(out_indices, int) else out_indices
     wanted = sorted({index % (DEPTH + CLS_DEPTH) for index in wanted})
     if out_type == "cls_token" and wanted[0] < DEPTH:
-        with pytest.raises(XCiTError, match=f"block {wanted[0]} has no class token: it enters at block 3 of 5"):
+        with pytest.raises(
+            XCiTError, match=f"block {wanted[0]} has no class token: the class token enters at block 3 of 5"
+        ):
             model.extract_feat(images, out_type=out_type, out_indices=out_indices)
         return
     features = model.extract_feat(images, out_type=out_type, out_indices=out_indices)
@@ -247,8 +249,8 @@ def test_extract_feat_gives_the_normed_class_token_by_default(
     [
         ({"stage": "head"}, "stage is 'head', must be 'backbone', 'neck' or 'pre_logits'"),
         ({"out_type": "patch"}, "out_type is 'patch', must be 'cls_token', 'featmap', 'avg_featmap' or 'raw'"),
-        ({"out_indices": 5}, "there is no block 5: the model has 5, counted from 0"),
-        ({"out_indices": [0, -6]}, "there is no block -6: the model has 5, counted from 0"),
+        ({"out_indices": 5}, "there is no block 5: the model has 5 blocks, counted from 0"),
+        ({"out_indices": [0, -6]}, "there is no block -6: the model has 5 blocks, counted from 0"),
         ({"out_indices": []}, "no block was asked for: the list of indices is empty"),
     ],
 )

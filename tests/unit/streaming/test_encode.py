@@ -140,7 +140,11 @@ def test_a_model_in_training_that_is_not_fused_is_left_so(model: XCiT, source: A
         (picture(7, 30), Wanted(means=frozenset({0})), "30 x 7 pixels, smaller than one patch of 8 x 8"),
         (picture(9, 30, 4), Wanted(means=frozenset({0})), "has 4 channels, the model takes 3"),
         (picture(9, 30), Wanted(means=frozenset({5})), "there is no block 5: the model has 5"),
-        (picture(9, 30), Wanted(class_tokens=frozenset({1})), "block 1 has no class token: it enters at block 3 of 5"),
+        (
+            picture(9, 30),
+            Wanted(class_tokens=frozenset({1})),
+            "block 1 has no class token: the class token enters at block 3 of 5",
+        ),
         (picture(9, 30), Wanted(), "no output is requested"),
     ],
 )

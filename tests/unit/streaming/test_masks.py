@@ -121,7 +121,7 @@ def test_nothing_follows_from_pixels_that_are_left_out(model: XCiT) -> None:
 def test_numbers_that_are_not_finite_are_refused_where_no_mask_leaves_them_out(model: XCiT) -> None:
     pixels = picture(90, 60).astype(np.float32) / 255
     pixels[33, 5, 1] = np.nan
-    with pytest.raises(XCiTError, match=r"the image: values that are not finite in rows \d+ to \d+: leave these"):
+    with pytest.raises(XCiTError, match=r"the image: rows \d+ to \d+ contain values that are not finite: leave these"):
         encode(model, ArrayRows(pixels), Wanted(means=frozenset({0})))
 
 

@@ -20,7 +20,7 @@ The time of NMS grows quadratically with the number of boxes.
 
 
 def encode_boxes(boxes: Tensor, targets: Tensor, std: Sequence[float]) -> Tensor:
-    """Computes the steps (n, 4) from `boxes` (n, 4) to `targets` (n, 4), and divides them by `std`."""
+    """Computes the steps (n, 4) from `boxes` (n, 4) to `targets` (n, 4), divided by the standard deviations `std`."""
     x, y, width, height = _centres(boxes)
     target_x, target_y, target_width, target_height = _centres(targets)
     steps = [
@@ -39,7 +39,7 @@ def decode_boxes(boxes: Tensor, steps: Tensor, std: Sequence[float], size: tuple
 
     Args:
         boxes: (n, 4), the boxes before the steps.
-        steps: (n, ..., 4), as returned by `encode_boxes`, which means divided by `std`.
+        steps: (n, ..., 4), divided by `std`, as `encode_boxes` returns them.
         std: standard deviations of dx, dy, dw and dh.
         size: height and width of the image without padding, as a tuple or a tensor (2,).
 

@@ -167,8 +167,12 @@ class MaskRCNN(OnPyramid):
     ) -> Detections:
         """Returns the objects in a normalised image (C, h, w) that was resized by the factors `scale`.
 
-        `RoIHeads.detect` describes the arguments. It calls `max_objects` `most`. `padded` is the height and width to
-        which the image is padded; None means the next multiples of 32.
+        Args:
+            image: the normalised image, without padding.
+            scale: (4,), the factors for width, height, width and height.
+            min_score: objects with lower scores are left out.
+            max_objects: maximum number of objects.
+            padded: height and width to which the image is padded; None means the next multiples of 32.
         """
         size = (image.shape[-2], image.shape[-1])
         maps = self._maps(pad_and_stack([image], padded))

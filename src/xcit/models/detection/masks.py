@@ -1,7 +1,7 @@
 """Masks of objects. The network predicts a mask as a small square of probabilities over the box of the object.
 
-In inference, masks are pasted: each is resized to its box and put into the image. In training, target masks of the
-small size are computed from the masks of whole images.
+In inference, masks are pasted: each mask is resized to its box and put into the image. In training, each object has a
+mask with the size of the image, and a target with the size of the small square is computed from this mask.
 """
 
 import math
@@ -17,7 +17,7 @@ PIXELS_AT_ONCE = 2**22
 
 
 class PastedMask(NamedTuple):
-    """A pasted mask, or a part of it: probabilities for a rectangle of the image, with its upper left corner."""
+    """A pasted mask, or a part of it: the probabilities for a rectangle of the image, and its upper left corner."""
 
     top: int
     left: int
@@ -25,7 +25,7 @@ class PastedMask(NamedTuple):
 
 
 def paste_mask(mask: Tensor, box: Tensor, size: tuple[int, int]) -> PastedMask:
-    """Resizes a mask to its box, by bilinear interpolation between the centres of its pixels, with zero padding.
+    """Resizes a mask to its box, by bilinear interpolation between the centres of the mask's pixels, with zero padding.
 
     Args:
         mask: (s, s) probabilities.

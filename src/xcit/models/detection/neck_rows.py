@@ -22,12 +22,13 @@ _MODULES = (
 
 
 def changed_module(*parts: nn.Module) -> str:
-    """Returns the name of the first module that must be called as a module, or "" if there is no such module.
+    """Returns the name of the first module that is hooked, wrapped or replaced, or "" if there is no such module.
 
-    The outputs of all other modules may be computed from their weights (see `plain.py` in `xcit.models`).
+    If the result is "", the outputs of `parts` may be computed from their weights, without calling their modules (see
+    `plain.py` in `xcit.models`).
     """
     if is_anything_watched():
-        return "hooks on all modules"
+        return "every module"
     for part in parts:
         for name, module in part.named_modules():
             is_plain = all(type(value) in (nn.Parameter, type(None)) for value in module._parameters.values())
@@ -93,7 +94,7 @@ class EverySecondRows(ComputedRows):
         return self._source.read(2 * start, 2 * end - 1)[::2, ::2].contiguous()
 
     def workspace(self, rows: int) -> int:
-        """Returns the number of temporary values: those of the rows that are read."""
+        """Returns the number of temporary values: the values of the rows that are read."""
         return 2 * rows * self._source.width * self.channels
 
 

@@ -16,14 +16,14 @@ from xcit.models.pyramid import STRIDES
 from xcit.models.stripes import spans
 
 _SMALLEST = 56
-"""Size in the rule of `region_levels`, in pixels of the image.
+"""The number, in pixels of the image, by which `region_levels` divides the side of a box.
 
-A box with a side below 2 * 56 reads the first map, below 4 * 56 the second map, below 8 * 56 the third map, and
-otherwise the fourth map. The side of a box is the square root of its area.
+The side is the square root of the box's area. A box reads the first map if its side is below 2 * 56 pixels, the second
+map if its side is below 4 * 56, the third map if its side is below 8 * 56, and otherwise the fourth map.
 """
 
 _NUMBERS_AT_ONCE = 2**22
-"""Maximum number of values of a map that are read at once for a box. In float32, these are 16 MB."""
+"""Maximum number of values of a map that are read at once for a box. In float32, they take 16 MB."""
 
 _BOXES_AT_ONCE = 256
 """Number of boxes for which interpolation weights are computed at once."""
@@ -174,9 +174,9 @@ def _of_level(level: Level, boxes: Tensor, size: int, stride: int) -> Iterator[T
 def _axis(low: Tensor, high: Tensor, size: int, stride: int, length: int) -> _Axis:
     """Computes the interpolation weights of boxes along one axis of a map.
 
-    Positions are computed in the dtype of the boxes, with the same order of operations as in torchvision's operator. A
-    different rounding could change the number of samples, which jumps where the side of a box is a whole number of
-    pixels.
+    A box is divided into cells, one for each output pixel. The number of samples in a cell is the side of the cell, in
+    pixels of the map, rounded up. So a small rounding error could change the number of samples. To avoid this,
+    positions are computed in the dtype of the boxes, with the same order of operations as in torchvision's operator.
 
     Args:
         low: (n,), coordinates of the boxes' left or upper edges, in pixels of the image.

@@ -42,7 +42,10 @@ PROPOSALS_AN_OBJECT = 10
 """Number of proposals per requested object, if more than `NUM_DETECTIONS` objects are requested."""
 
 RegionFeatures = Callable[[Tensor, int], Tensor]
-"""A function (boxes, size): boxes (n, 4) in pixels of the network's input, result (n, C, size, size)."""
+"""A function that computes the features of boxes from two arguments, `boxes` and `size`.
+
+`boxes` is (n, 4), in pixels of the network's input. The result is (n, C, size, size).
+"""
 
 MATCH_IOU = 0.5
 NUM_SAMPLED, POSITIVE_SHARE = 512, 0.25
@@ -128,7 +131,7 @@ class RoIHeads(nn.Module):
         """Detects the objects in the proposals of one image.
 
         Args:
-            features: returns the features of boxes in the image. It is called with a limited number of boxes at a time.
+            features: function that returns the features of boxes. Each call gets a limited number of boxes.
             proposals: (n, 4), in pixels of the resized image.
             size: height and width of the resized image, without padding.
             scale: (4,), the factors by which the image was resized: width, height, width, height.
@@ -172,7 +175,7 @@ class RoIHeads(nn.Module):
         regions, labels, steps, positives, masks = [], [], [], [], []
         for own_proposals, own in zip(proposals, objects, strict=True):
             matched = match(own_proposals, own.boxes, positive=MATCH_IOU, negative=MATCH_IOU, lowest=MATCH_IOU)
-            # The boxes of the objects are used as proposals too. Each is matched to its own object.
+            # The boxes of the objects are used as proposals too. Each of these boxes is matched to its own object.
             boxes = torch.cat([own.boxes, own_proposals])
             matched = torch.cat([torch.arange(len(own.boxes), device=matched.device), matched])
             positive, negative = sample(matched, NUM_SAMPLED, POSITIVE_SHARE)
@@ -188,7 +191,8 @@ class RoIHeads(nn.Module):
         is_object = (all_labels < self.num_classes).nonzero().squeeze(1)
         object_labels = all_labels[is_object]
         num_sampled = max(len(all_labels), 1)
-        # The network predicts steps and a mask for each class. Only those for the class of the object are trained.
+        # The network predicts steps and a mask for each class. Training uses only the steps and the mask for the class
+        # of the object.
         box_loss = F.l1_loss(predicted[is_object, object_labels], torch.cat(steps), reduction="sum")
         mask_logits = self._masks(region_features(maps, positives, MASK_SIZE), object_labels)
         mask_loss = F.binary_cross_entropy_with_logits(mask_logits, torch.cat(masks), reduction="sum")
@@ -206,7 +210,8 @@ class RoIHeads(nn.Module):
     def _masks(self, features: Tensor, labels: Tensor) -> Tensor:
         """Returns mask logits (n, s, s) of boxes, from their features.
 
-        `labels` (n,) are the classes of the boxes, counted from 0. The logits of each box are those for its class.
+        The head computes logits for every class. For each box, this method returns the logits for the class of the box.
+        `labels` (n,) contains these classes, counted from 0.
         """
         logits = self.mask_predictor(self.mask_head(features)).float()
         own: Tensor = logits[torch.arange(len(labels), device=labels.device), labels]
