@@ -49,6 +49,9 @@ MODELS = (
     "mask-rcnn_small-12-p16",
 )
 DENSE_SIZE = 512
+PAUSE = 0.2
+"""Seconds before a contender runs: the threads of the previous runtime wait actively for a while, and would slow it."""
+
 RUNTIMES = {"ONNX Runtime": "onnx", "OpenVINO": "openvino"}
 NUM_CALIBRATION = 256
 
@@ -133,14 +136,15 @@ def of_run(run: Run, inputs: list[Tensor]) -> Work:
 
 
 def medians(works: dict[str, Work], rounds: int, clock: Clock) -> dict[str, float]:
-    """Returns each function's median time in seconds. Each round calls all functions. The first round isn't counted."""
+    """Returns each function's median time in seconds. Each round calls every function twice, and times the second call."""
     taken: dict[str, list[float]] = {what: [] for what in works}
-    for index in range(rounds + 1):
+    for _ in range(rounds):
         for what, work in works.items():
+            time.sleep(PAUSE)
+            work()  # wakes this contender's threads, and brings its weights into the cache
             started = clock()
             work()
-            if index:
-                taken[what].append(clock() - started)
+            taken[what].append(clock() - started)
     return {what: statistics.median(seconds) for what, seconds in taken.items()}
 
 
