@@ -118,7 +118,7 @@ ONE_LINE = [
     ("predict --json empty", "empty: a folder, not a file for results"),
     ("predict --csv file/a.csv", "file/a.csv: can't be written: Not a directory"),
     ("predict --json a.json --csv a.csv", "give --json or --csv, not both"),
-    ("features a.png --out a.txt", "a.txt: features go to a file that ends in .npz, .safetensors, .parquet"),
+    ("features a.png --out a.txt", "a.txt: the name of a file of features must end in .npz, .safetensors, .parquet"),
     ("features a.png --out nowhere/a.npz", "nowhere/a.npz: there is no folder nowhere"),
     ("features a.png --out a.npz --layers 8", "there is no block 8: the model has 8, counted from 0"),
     ("features a.png --out a.npz --layers 0", "block 0 has no class token: it enters at block 6 of 8"),
@@ -142,7 +142,7 @@ ONE_LINE = [
     (f"config {NANO} --model.num_heads 3", "embed_dim 128 must be a multiple of num_heads 3"),
     # training
     (f"train {NANO}", "has no data of its own: give a folder of images by class with --data"),
-    (f"train {NANO} --data nowhere", "nowhere: no such folder; data is a folder of images by class"),
+    (f"train {NANO} --data nowhere", "nowhere: no such folder; data must be a folder of images by class"),
     (f"train {NANO} --data empty", "empty: no images by class: expected a folder for each class"),
     (f"train {NANO} --data hollow", "hollow: no images of class 'void'; remove the empty folder or fill it"),
     (f"train {NANO} --data colours", "colours has 3 classes, the model has 1000: set model.num_classes to 3"),

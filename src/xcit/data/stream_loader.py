@@ -215,7 +215,7 @@ def _read_first(
             return waiting[place].read(), waiting[place].label, tuple(unreadable)
         except XCiTError as error:
             unreadable.append(str(error))
-    raise XCiTError(f"{len(unreadable)} images in a row can't be read; the first: {unreadable[0]}")
+    raise XCiTError(f"{len(unreadable)} successive images can't be read; the first: {unreadable[0]}")
 
 
 class _EvaluationStream(IterableDataset[tuple[Tensor, int, str]]):

@@ -170,7 +170,7 @@ def _sample(name: str, files: Sequence[_File], num_classes: int) -> StreamSample
         return unreadable_sample(name, reason)
     for kind, found in (("image", images), ("label", labels)):
         if len(found) > 1:
-            reason = f"more than one {kind} for this name, which ends at the first dot ({', '.join(found)})"
+            reason = f"more than one {kind} for this sample ({', '.join(found)}): a sample's name ends at the first dot"
             return unreadable_sample(name, reason)
     loads = {file.extension: file.load for file in files}
     image, text = loads[images[0]], loads[labels[0]]
@@ -186,7 +186,7 @@ def _sample(name: str, files: Sequence[_File], num_classes: int) -> StreamSample
 
 
 def _chosen(extensions: Sequence[str], kinds: Collection[str]) -> list[str]:
-    """Returns a list of the first extension that is in `kinds`, or else of all extensions with a suffix in `kinds`."""
+    """Returns the first extension in `kinds` as a list; if there is none, all extensions with a suffix in `kinds`."""
     exact = [extension for extension in extensions if extension in kinds]
     return exact[:1] or [extension for extension in extensions if extension.rpartition(".")[2] in kinds]
 

@@ -194,7 +194,7 @@ def test_a_search_of_urls_passes_by_what_a_search_of_folders_does() -> None:
     try:
         inputs = open_inputs(["memory://searched/"])
         assert names_of(inputs) == ["a.png", "d/e.png"]
-        assert str(inputs.passed_by) == "1 files that are not images by their suffix: .txt (1); 2 hidden"
+        assert str(inputs.passed_by) == "1 files without an image suffix: .txt (1); 2 hidden"
         inputs = open_inputs(["memory://searched/*.png"])
         assert names_of(inputs) == ["a.png"]
         assert str(inputs.passed_by) == "1 hidden"

@@ -26,7 +26,7 @@ def test_a_folder_of_any_layout(tmp_path: Path) -> None:
     (tmp_path / "readme.txt").write_text("text")
     assert names(tmp_path) == ["a.png", "b/c/d.png"]
     assert problems_of(open_unlabelled_images(str(tmp_path))) == (
-        f"{tmp_path}: left out: 1 files that are not images by their suffix: .txt (1); 1 hidden",
+        f"{tmp_path}: left out: 1 files without an image suffix: .txt (1); 1 hidden",
     )
     image, label = open_unlabelled_images(str(tmp_path))[0]
     assert (image.size, label) == ((4, 4), 0)

@@ -619,8 +619,7 @@ def test_what_a_search_passes_by_is_counted(tmp_path):
     passed_by = PassedBy()
     found = find_images([tmp_path, tmp_path / "a.png"], passed_by)
     assert str(passed_by) == (
-        "5 files that are not images by their suffix: no suffix (2), .txt (2), .json (1); 3 hidden; "
-        "1 named or linked a second time"
+        "5 files without an image suffix: no suffix (2), .txt (2), .json (1); 3 hidden; 1 named or linked a second time"
     )
     assert names(found, tmp_path) == ["a.png", "gone.png"]
     with pytest.raises(XCiTError, match="no such file"):  # the reader reports a broken link
@@ -653,7 +652,7 @@ def test_what_finds_nothing_is_named(tmp_path):
     with pytest.raises(XCiTError) as error:
         find_images([tmp_path / "d"])
     assert str(error.value) == (
-        f"{tmp_path / 'd'}: a folder without images; left out: 1 files that are not images by their suffix: .txt (1)"
+        f"{tmp_path / 'd'}: a folder without images; left out: 1 files without an image suffix: .txt (1)"
     )
     with pytest.raises(XCiTError) as error:
         find_images([tmp_path / "*.png"])
