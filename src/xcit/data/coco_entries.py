@@ -19,7 +19,7 @@ from xcit.errors import XCiTError
 from xcit.images.read import image_size
 
 _FIRST_TEXT_ID = -(2**62)
-"""The number of the first id that is text. The number of each further text is lower by 1."""
+"""The first id that is text is replaced by this number. For each further id that is text, the number is lower by 1."""
 _GREATEST = 2.0**53
 """The largest accepted absolute value of a coordinate, a length or an area, in pixels."""
 
@@ -116,13 +116,13 @@ def read_images(
                 seen.add(number)
                 yield number, sizes, add_text(texts, _place_of_file(name)), (0, 0)
     if not all(kinds.get(key) is list for key in ("images", "categories")):
-        raise XCiTError(f"{source}: not in COCO's format: it needs lists of 'images' and 'categories'")
+        raise XCiTError(f"{source}: not in COCO's format: it must have the lists 'images' and 'categories'")
     if kinds.get("annotations", list) is not list:
         raise XCiTError(f"{source}: not in COCO's format: 'annotations' is not a list")
 
 
 def _place_of_file(name: str) -> str:
-    r"""Returns a file name with / between folders. If the name has Windows' \, each \ is replaced."""
+    r"""Returns a file name with / between folders. In a name without /, each \ is replaced by /."""
     return name if "/" in name else name.replace("\\", "/")
 
 

@@ -62,8 +62,8 @@ class MaskPart(NamedTuple):
 def encode_parts(parts: Iterable[MaskPart], size: tuple[int, int]) -> dict[str, Any]:
     """Encodes parts of a mask as packed RLE of the whole mask; `size` is the (height, width) of the whole mask.
 
-    Outside the parts the mask is 0. The parts must not overlap. They are read one at a time, so they need not all be in
-    memory. The time depends on the size of the parts, not on the size of the image.
+    Outside the parts the mask is 0. The parts must not overlap. They are read one at a time, so only one part has to
+    be in memory. The time depends on the size of the parts, not on the size of the image.
     """
     height, width = size
     found = [np.zeros(0, np.int64)]

@@ -228,7 +228,7 @@ def _columns(path: Path, head: Sequence[str]) -> tuple[int, int]:
 
 
 def _by_name(images: Sequence[Path], place: Path) -> dict[str, Path | None]:
-    """Returns a dict that maps names to images. If several images have the same name, it maps the name to None.
+    """Returns a dict that maps names to images. If several images have the same name, the value is None.
 
     Each image has several names: its relative path and its file name, each with and without suffix.
     """

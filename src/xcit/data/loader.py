@@ -44,7 +44,7 @@ class AugmentationConfig:
             shifts it by up to `padding` pixels.
         scale: for "random_resized", the smallest and largest share of the image's area that the crop covers.
         padding: for "padded", the largest shift in pixels.
-        interpolation: how images are resized.
+        interpolation: the interpolation with which images are resized.
         flip: probability that an image is mirrored.
         rand_augment: a RandAugment policy in timm's notation; "" turns RandAugment off.
         color_jitter: largest relative change of brightness, contrast and saturation; 0 turns it off.

@@ -32,7 +32,7 @@ _GAP = "0.8"
 """The grey of the gaps between two covariance matrices; white gaps would look like cosines of 0."""
 
 _BRIGHTEST = 0.995
-"""The quantile of the values that gets the brightest colour.
+"""The value at this quantile gets the brightest colour.
 
 The maximum is not used, because a few cells have such large values that all other cells would be almost black.
 """

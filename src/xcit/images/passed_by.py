@@ -1,4 +1,4 @@
-"""Counts the files and folders that a search for images leaves out, so that the user can be told."""
+"""Counts the files and folders that a search for images leaves out, so that they can be reported to the user."""
 
 from collections import Counter
 from collections.abc import Collection

@@ -96,7 +96,7 @@ def read_image(source: ImageSource, *, ignore_exif: bool = False) -> Image.Image
     except XCiTError as error:
         raise XCiTError(f"{_name(source)}: {error}") from error
     raise XCiTError(
-        "an image is a path, a URL, bytes, an open file, a PIL image, a NumPy array or a tensor, not "
+        "an image must be a path, a URL, bytes, an open file, a PIL image, a NumPy array or a tensor, not "
         f"{type(source).__name__}"
     )
 

@@ -48,7 +48,7 @@ class ImageRows(Protocol):
 
         Raises:
             XCiTError: "<name>: <reason>" if the rows can't be read. If the file is truncated, the reason contains the
-                row.
+                number of the row in which it ends.
         """
 
 

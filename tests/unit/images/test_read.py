@@ -406,13 +406,13 @@ def test_floating_point_numbers_out_of_range(array):
 
 
 def test_wrong_types():
-    with pytest.raises(XCiTError, match="pixels of type int64; supported are uint8"):
+    with pytest.raises(XCiTError, match="pixels of type int64; the supported types are uint8"):
         read_image(np.zeros((2, 2), dtype=np.int64))
     with pytest.raises(XCiTError, match="pixels of type complex64"):
         read_image(torch.zeros(2, 2, dtype=torch.complex64))
     with pytest.raises(
         XCiTError,
-        match="an image is a path, a URL, bytes, an open file, a PIL image, a NumPy array or a tensor, not int",
+        match="an image must be a path, a URL, bytes, an open file, a PIL image, a NumPy array or a tensor, not int",
     ):
         read_image(3)  # type: ignore[arg-type]
     with pytest.raises(XCiTError, match=r"^PIL image of mode L: has no pixels \(0 x 3\)"):
