@@ -163,7 +163,7 @@ ONE_LINE = [
     ("train run/config.yaml --out a --run.batch_size 99", "fewer training images than one batch of 99"),
     ("train run/config.yaml --out a --optimizer.lr 1e30", "the loss is nan in epoch 1, batch 2 of 6"),
     ("train run/config.yaml --out a --augmentation.rand_augment much", "rand_augment is 'much', must be a policy"),
-    ("train run/config.yaml --out a --preprocessing.mean 1,2", "needs 1 or 3 means and the same number of std, not 2 and 3"),
+    ("train run/config.yaml --out a --preprocessing.mean 1,2", "1 or 3 means and the same number of std, not 2 and 3"),
     ("train run/config.yaml --out a --preprocessing.image_size 4", "4x4 pixels, smaller than one patch of 8x8"),
     # measuring
     ("test resnet packaged --data colours", "no recipe is called 'resnet'"),

@@ -62,9 +62,9 @@ class FoundSplits:
 def find_splits(folder: Path) -> FoundSplits:
     """Finds the splits in a folder of images.
 
-    If the folder contains only one folder, as many archives do, the inner folder is searched instead. The folders in
-    it are splits if one of them is for training and one is for validation, or if all of them have names of splits.
-    Otherwise, the folders are classes, so a class may be called "train".
+    If the folder contains only one folder, as many archives do, the inner folder is searched instead. The subfolders
+    are splits if one of them is for training and one is for validation, or if all of them have names of splits.
+    Otherwise, the subfolders are classes, so a class may be called "train".
     """
     root = below_single_folders(folder)
     names = {entry.name: entry for entry in subfolders(root)}

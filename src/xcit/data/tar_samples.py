@@ -195,7 +195,8 @@ def _label(extension: str, text: bytes, num_classes: int) -> tuple[int, str]:
     """Returns the class index, and the reason why it is invalid; the reason is "" if the index is valid."""
     if extension.endswith("cls"):
         word = text.decode(errors="replace").strip()
-        # No class index has more than `_MOST_DIGITS` digits, and Python raises an error for numbers with thousands of digits.
+        # No class index has more than `_MOST_DIGITS` digits, and Python raises an error for numbers with thousands of
+        # digits.
         label: object = int(word) if word.isdecimal() and len(word) <= _MOST_DIGITS else word
     else:
         try:
