@@ -64,7 +64,7 @@ class StoredPixels:
 
 
 NamedImage = StreamSample | DataSetImage | StoredPixels
-"""An image that has not been read yet, with a name for messages."""
+"""An image that has not been read yet. It has a name for messages."""
 
 Input = Path | NamedImage
 
