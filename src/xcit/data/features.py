@@ -131,7 +131,7 @@ class _ParquetFile:
         import pyarrow.parquet as pq
 
         fields = [pa.field("file", pa.string())]
-        # Parquet stores only UTF-8. If a file name has bytes that are not valid UTF-8, each byte is written as \udcXX.
+        # Parquet stores only UTF-8. In file names, each byte that is not valid UTF-8 is written as \udcXX.
         names = [name.encode(errors="backslashreplace").decode() for name, _ in self._rows]
         columns = [pa.array(names, pa.string())]
         for column, (_, *shape) in self.shapes.items():

@@ -16,8 +16,8 @@ from xcit.regular import is_file, regular
 
 KNOWN_LISTS = (
     "a CSV file, or a folder with train.csv and val.csv. The first line of a file names the columns. The first column "
-    "has the paths of the images. Then there is one column with class names, separated by spaces, or one column with "
-    "0 and 1 for each class"
+    "has the paths of the images. Then there is one column with class names, separated by spaces, or a column of 0 and "
+    "1 for each class"
 )
 
 _BITS = {"0": 0, "0.0": 0, "1": 1, "1.0": 1}

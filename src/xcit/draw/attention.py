@@ -216,7 +216,8 @@ def draw_temperatures(temperatures: Cells, title: str, path: Path) -> None:
 def _times_even(shares: Cells) -> Cells:
     """Divides shares of attention (..., H, W) by the share of a token in an even distribution, 1 / (N + 1).
 
-    N is the number of cells that are not NaN; the class token is one more token. The model ignored cells with NaN.
+    N is the number of cells that are not NaN; NaN marks cells that the model ignored. The class token is one more
+    token.
     """
     num_tokens = int(np.isfinite(shares.reshape(-1, *shares.shape[-2:])[0]).sum()) + 1
     return shares * num_tokens
