@@ -122,7 +122,7 @@ def subfolders(folder: Path, passed_by: PassedBy | None = None) -> Iterator[Path
 
 
 def left_out(folder: Path, passed_by: PassedBy) -> list[str]:
-    """Returns a list with one message about the files that were left out; an empty list if there are none."""
+    """Returns a list with one message about the files that were left out; an empty list if no file was left out."""
     return [f"{folder}: left out: {passed_by}"] if str(passed_by) else []
 
 

@@ -186,7 +186,10 @@ def _sample(name: str, files: Sequence[_File], num_classes: int) -> StreamSample
 
 
 def _chosen(extensions: Sequence[str], kinds: Collection[str]) -> list[str]:
-    """Returns the first extension in `kinds` as a list; if there is none, all extensions with a suffix in `kinds`."""
+    """Returns the first extension in `kinds`, as a list.
+
+    If there is no such extension, returns all extensions with a suffix in `kinds`.
+    """
     exact = [extension for extension in extensions if extension in kinds]
     return exact[:1] or [extension for extension in extensions if extension.rpartition(".")[2] in kinds]
 
