@@ -46,5 +46,5 @@ def test_nothing_there_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(XCiTError) as caught:
         open_unlabelled_images(str(tmp_path))
     assert str(caught.value) == f"{tmp_path / 'train'}: a folder without images"
-    with pytest.raises(XCiTError, match="nowhere: no such folder; data is"):
+    with pytest.raises(XCiTError, match="nowhere: no such folder; data must be"):
         open_unlabelled_images("nowhere")
