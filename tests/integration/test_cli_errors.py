@@ -118,7 +118,7 @@ ONE_LINE = [
     ("predict --json empty", "empty: a folder, not a file for results"),
     ("predict --csv file/a.csv", "file/a.csv: can't be written: Not a directory"),
     ("predict --json a.json --csv a.csv", "give --json or --csv, not both"),
-    ("features a.png --out a.txt", "a.txt: features go to a file that ends in .npz, .safetensors, .parquet"),
+    ("features a.png --out a.txt", "a.txt: the name of a file of features must end in .npz, .safetensors, .parquet"),
     ("features a.png --out nowhere/a.npz", "nowhere/a.npz: there is no folder nowhere"),
     ("features a.png --out a.npz --layers 8", "there is no block 8: the model has 8 blocks, counted from 0"),
     ("features a.png --out a.npz --layers 0", "block 0 has no class token: the class token enters at block 6 of 8"),
@@ -142,7 +142,7 @@ ONE_LINE = [
     (f"config {NANO} --model.num_heads 3", "embed_dim 128 must be a multiple of num_heads 3"),
     # training
     (f"train {NANO}", "has no data of its own: give a folder of images by class with --data"),
-    (f"train {NANO} --data nowhere", "nowhere: no such folder; data is a folder of images by class"),
+    (f"train {NANO} --data nowhere", "nowhere: no such folder; data must be a folder of images by class"),
     (f"train {NANO} --data empty", "empty: no images by class: expected a folder for each class"),
     (f"train {NANO} --data hollow", "hollow: no images of class 'void'; remove the empty folder or fill it"),
     (f"train {NANO} --data colours", "colours has 3 classes, the model has 1000: set model.num_classes to 3"),
@@ -163,7 +163,7 @@ ONE_LINE = [
     ("train run/config.yaml --out a --run.batch_size 99", "fewer training images than one batch of 99"),
     ("train run/config.yaml --out a --optimizer.lr 1e30", "the loss is nan in epoch 1, batch 2 of 6"),
     ("train run/config.yaml --out a --augmentation.rand_augment much", "rand_augment is 'much', must be a policy"),
-    ("train run/config.yaml --out a --preprocessing.mean 1,2", "takes 1 or 3 means and as many std, not 2 and 3"),
+    ("train run/config.yaml --out a --preprocessing.mean 1,2", "1 or 3 means and the same number of std, not 2 and 3"),
     ("train run/config.yaml --out a --preprocessing.image_size 4", "4x4 pixels, smaller than one patch of 8x8"),
     # measuring
     ("test resnet packaged --data colours", "no recipe is called 'resnet'"),

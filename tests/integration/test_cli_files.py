@@ -128,7 +128,7 @@ def test_predict_says_what_is_assumed_and_takes_what_is_given(xcit, nano) -> Non
     some = xcit("predict", "a.png", "--model", "mine.pth", "--key", "model_ema", "--size", "96", "--json", "-")
     assert "is assumed: short side to 96" in some.err
     wrong = xcit("predict", "a.png", "--model", "mine.pth", "--mean", "0.5,0.5")
-    assert (wrong.status, wrong.err) == (2, "xcit: error: mean has 2 numbers, the model takes images of 3 channels\n")
+    assert (wrong.status, wrong.err) == (2, "xcit: error: mean has 2 numbers, but the model has 3 channels\n")
 
 
 def test_predict_with_strides(xcit) -> None:

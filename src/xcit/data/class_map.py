@@ -16,14 +16,14 @@ _HEADS = (
     frozenset({"name", "folder", "label", "class", "id", "wnid", "from", "data"}),
     frozenset({"class", "class_name", "index", "label", "model", "name", "number", "target", "to"}),
 )
-"""Accepted names of the first and of the second column. If the first line has such names, it is a header."""
+"""Accepted names of the first and of the second column. If the first line consists of these names, it is a header."""
 
 _SHOWN = 3
 
 
 @dataclass(frozen=True)
 class ClassMap:
-    """A map from the names in a data set, which are folder names or labels, to classes.
+    """A map from the names in a data set to classes. The names are folder names or labels.
 
     Attributes:
         source: path of the class map file.
@@ -40,7 +40,7 @@ class ClassMap:
         order if all of them are numbers.
 
         Raises:
-            XCiTError: if a name in the data set is missing in the class map.
+            XCiTError: if the class map does not contain a name in the data set.
         """
         absent = [name for name in images.class_ids if name not in self.class_of]
         if absent:
@@ -83,19 +83,19 @@ def read_class_map(path: str | os.PathLike[str]) -> ClassMap:
         if not name or not meant:
             raise XCiTError(f"{path}{place}: a name or its class is missing")
         if found.setdefault(name, meant) != meant:
-            raise XCiTError(f"{path}{place}: {name!r} has the class {meant!r}, but the class {found[name]!r} before")
+            raise XCiTError(f"{path}{place}: {name!r} has two classes: {found[name]!r} and {meant!r}")
     if not found:
         raise XCiTError(f"{path}: an empty class map")
     return ClassMap(str(path), found)
 
 
 def numbered(images: LabelledImages, num_classes: int, where: str) -> LabelledImages:
-    """If all class names are numbers, uses these numbers as labels; otherwise, returns the images unchanged.
+    """Uses the class names as labels if all class names are numbers; otherwise, returns the images unchanged.
 
     Args:
         images: images with the classes of a class map.
         num_classes: number of classes of the model. If 0, the largest class number plus one is used.
-        where: path of the class map, for the start of an error message.
+        where: path of the class map; error messages begin with this path.
 
     Raises:
         XCiTError: if a class number is not below the number of classes.
@@ -129,7 +129,7 @@ def _of_lines(path: Path, text: str) -> Iterator[tuple[str, str, str]]:
     rows = [(number, [cell.strip() for cell in row]) for number, row in split_lines(path, lines)]
     for number, row in rows[1:] if _is_head(rows[0][1]) else rows:
         if len(row) != 2:
-            raise XCiTError(f"{path}, line {number}: {','.join(row)!r} is not a name and a class")
+            raise XCiTError(f"{path}, line {number}: {','.join(row)!r} must be a name and a class")
         yield f", line {number}", row[0], row[1]
 
 

@@ -23,7 +23,7 @@ KNOWN_DATA = (
 )
 
 GROUND_TRUTH_FILES = ("val.txt", "ILSVRC2012_val.txt", "LOC_val_solution.csv")
-"""Possible names of a file with labels, for ImageNet's validation images in a folder without class folders.
+"""Possible names of the file with the labels of ImageNet's validation images, if these are not in class folders.
 
 Each line of the file has the name of an image and a class, which is an index or a wnid (WordNet id, such as n01440764).
 `LOC_val_solution.csv` is Kaggle's table of these labels.
@@ -153,7 +153,7 @@ def open_labelled_images(data: str, split: Split) -> LabelledImages:
         raise XCiTError(f"{data}: a stream can't be used here; give a folder of images by class, or 'hf:NAME'")
     root = Path(data)
     if not root.is_dir():
-        raise XCiTError(f"{data}: no such folder; data is {KNOWN_DATA}")
+        raise XCiTError(f"{data}: no such folder; data must be {KNOWN_DATA}")
     splits = find_splits(root)
     place = splits.of(split)
     problems = [f"{splits.root}: the folder {name} is not read: it is not a split" for name in splits.unused]
@@ -166,7 +166,8 @@ def open_labelled_images(data: str, split: Split) -> LabelledImages:
             beside.append(file)
         else:
             passed_by.add(file)
-    if sum(map(bool, by_class.values())) <= 1:  # images with a list of labels are in at most one folder
+    # If there is a list of labels, at most one of the subfolders contains images.
+    if sum(map(bool, by_class.values())) <= 1:
         path = find_list(splits.root, place, split)
         if path is not None:
             listed = read_list(path, place, classes)
@@ -203,14 +204,14 @@ def is_folder_without_validation(data: str) -> bool:
 
 
 def describe_classes(images: LabelledImages) -> str:
-    """Returns one line with the number of classes, the first class names, the number of images, and their path."""
+    """Returns one line: the number of classes, the first class names, and the number and the path of the images."""
     names = images.class_ids
     where = getattr(images, "source", "")
     return f"{len(names)} classes: {some_of(names, _SHOWN)}; {len(images)} images{f' in {where}' if where else ''}"
 
 
 def problems_of(images: LabelledImages) -> tuple[str, ...]:
-    """Returns the messages about files and folders that were left out when the images were searched."""
+    """Returns the messages about files and folders that were left out of the data set."""
     return tuple(getattr(images, "problems", ()))
 
 
@@ -287,7 +288,7 @@ class _Relabelled:
 def _class_folders(
     root: Path, by_class: Mapping[str, Sequence[Path]], problems: Sequence[str], *, is_part: bool
 ) -> ImageFiles:
-    """Returns the images of class folders; a folder may be empty only if `is_part` is true (validation images)."""
+    """Returns the images of class folders. If `is_part` is true (validation images), some folders may be empty."""
     empty = [name for name, images in by_class.items() if not images]
     if len(empty) == len(by_class):
         raise XCiTError(f"{root}: no images by class: expected a folder for each class, with images in it")

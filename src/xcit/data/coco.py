@@ -65,7 +65,7 @@ class CocoImages:
         """Reads the image file of an image, and returns an RGB image.
 
         Raises:
-            XCiTError: "<path>: <reason>" if the image file can't be read, or has another size than in the JSON file.
+            XCiTError: "<path>: <reason>" if the image file can't be read, or its size is not the size in the JSON file.
         """
         image = self.images[index]
         picture = read_image(image.path, ignore_exif=self.ignore_exif)

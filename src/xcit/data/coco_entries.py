@@ -19,9 +19,9 @@ from xcit.errors import XCiTError
 from xcit.images.read import image_size
 
 _FIRST_TEXT_ID = -(2**62)
-"""Ids that are text are replaced by numbers: the first text gets this number, each further text the next lower one."""
+"""The first id that is text is replaced by this number. For each further id that is text, the number is lower by 1."""
 _GREATEST = 2.0**53
-"""The largest absolute value of a coordinate, a length or an area that is accepted, in pixels."""
+"""The largest accepted absolute value of a coordinate, a length or an area, in pixels."""
 
 _SHOWN = 3
 """Number of example entries in the message about one kind of problem."""
@@ -54,7 +54,11 @@ class Problems:
 
 
 class Ids:
-    """A converter of ids to numbers. 7, 7.0 and "7" are the same id; any other text gets a number of its own."""
+    """A converter of ids to numbers.
+
+    An integer is the same id in every form: 7, 7.0 and "7" all become 7. Each text that is not an integer gets a number
+    of its own.
+    """
 
     def __init__(self) -> None:
         self._of_text: dict[str, int] = {}
@@ -73,7 +77,7 @@ class Ids:
 
 
 def as_numbers(category_ids: Iterable[int]) -> tuple[int, ...]:
-    """Replaces the numbers for ids that are text (see `_FIRST_TEXT_ID`) by the smallest unused numbers from 1."""
+    """Replaces the numbers of text ids (`_FIRST_TEXT_ID` and below) by the smallest unused numbers from 1."""
     given = [number for number in category_ids if number > _FIRST_TEXT_ID]
     free = (number for number in itertools.count(1) if number not in given)
     return tuple(number if number > _FIRST_TEXT_ID else next(free) for number in category_ids)
@@ -84,8 +88,8 @@ def read_images(
 ) -> Iterator[tuple[Any, ...]]:
     """Yields the images as rows of `IMAGE`. The field `objects` of each row is (0, 0), and is set later.
 
-    The file names are appended to `texts`, and the entries of the list 'categories' to `categories`. If an image has no
-    height or width in the file, 0 is used.
+    The function appends the file names to `texts`, and the entries of the list 'categories' to `categories`. If an
+    image has no height or width in the file, 0 is used.
 
     Raises:
         XCiTError: if the file can't be read, or is not in COCO's format.
@@ -112,13 +116,13 @@ def read_images(
                 seen.add(number)
                 yield number, sizes, add_text(texts, _place_of_file(name)), (0, 0)
     if not all(kinds.get(key) is list for key in ("images", "categories")):
-        raise XCiTError(f"{source}: not in COCO's format: it needs lists of 'images' and 'categories'")
+        raise XCiTError(f"{source}: not in COCO's format: it must have the lists 'images' and 'categories'")
     if kinds.get("annotations", list) is not list:
         raise XCiTError(f"{source}: not in COCO's format: 'annotations' is not a list")
 
 
 def _place_of_file(name: str) -> str:
-    r"""Returns a file name with / between folders, also if the name has Windows' \."""
+    r"""Returns a file name with / between folders. In a name without /, each \ is replaced by /."""
     return name if "/" in name else name.replace("\\", "/")
 
 
@@ -235,7 +239,7 @@ def read_objects(
 def _good_part(segmentation: Any, what: str, problems: Problems) -> Any:
     """Removes the invalid polygons of a mask if at least one polygon is valid; otherwise returns the mask unchanged.
 
-    If the mask is a list of numbers instead of a list of polygons, it is taken as one polygon and put into a list.
+    If the mask is a list of numbers instead of a list of polygons, it is treated as one polygon and put into a list.
     """
     if not isinstance(segmentation, list) or not segmentation:
         return segmentation

@@ -1,7 +1,8 @@
 """Encodes, decodes and checks COCO's masks, which are polygons or run-length encodings (RLE).
 
-RLE stores the lengths of the runs of equal pixels, of 0 and of 1 in turn, down the columns of a mask, from left to
-right. These lengths are called counts. They are a list of numbers or, in packed RLE, a text.
+RLE reads a mask column by column, from left to right, and stores the lengths of the runs of equal pixels. The first run
+has pixels of 0, the second run has pixels of 1, and so on in turn. The lengths are called counts. They are a list of
+numbers or, in packed RLE, a text.
 """
 
 from collections.abc import Iterable
@@ -20,10 +21,10 @@ FARTHEST = 2**18
 """The largest absolute value of a polygon's coordinates, and the longest side of an image, in pixels."""
 
 _LONGEST_OUTLINE = 5_000_000
-"""The largest number of pixels on the outline of a polygon. COCO's code stores five points for each such pixel."""
+"""The largest number of pixels on the outline of a polygon. COCO's code stores five points per pixel of the outline."""
 
 _LETTERS_A_COUNT = 7
-"""The largest number of characters of one count in packed RLE: a count has 32 bits, and a character stores five."""
+"""The largest number of characters of one count in packed RLE: a count has 32 bits, and a character stores 5 bits."""
 
 
 def mask_problem(segmentation: object, size: tuple[int, int]) -> str:
@@ -59,10 +60,10 @@ class MaskPart(NamedTuple):
 
 
 def encode_parts(parts: Iterable[MaskPart], size: tuple[int, int]) -> dict[str, Any]:
-    """Encodes a mask of `size` (height, width) as packed RLE, as `encode_mask` does, but from parts of the mask.
+    """Encodes parts of a mask as packed RLE of the whole mask; `size` is the (height, width) of the whole mask.
 
-    Outside the parts the mask is 0. The parts must not overlap. They are read one at a time, so they need not all be in
-    memory. The time depends on the size of the parts, not on the size of the image.
+    Outside the parts the mask is 0. The parts must not overlap. They are read one at a time, so only one part has to
+    be in memory. The time depends on the size of the parts, not on the size of the image.
     """
     height, width = size
     found = [np.zeros(0, np.int64)]
@@ -72,7 +73,7 @@ def encode_parts(parts: Iterable[MaskPart], size: tuple[int, int]) -> dict[str, 
         columns, rows = np.nonzero(np.diff(framed, axis=1))
         found.append((left + columns) * height + top + rows)
     # An edge is the position, counted down the columns, at which a run of ones begins or ends. If a run begins where
-    # another run ends, the edge occurs twice. It is removed, which joins the two runs.
+    # another run ends, the edge occurs twice. Both occurrences are removed, which joins the two runs.
     edges, times = np.unique(np.concatenate(found), return_counts=True)
     edges = np.union1d(edges[times == 1], [height * width])
     counts = np.diff(edges, prepend=0).tolist()
@@ -150,7 +151,7 @@ def _polygons_problem(polygons: list[object]) -> str:
             return "a polygon with a value that is not a finite number"
         if max(polygon) > FARTHEST or min(polygon) < -FARTHEST:
             return "a polygon with a point that is far from any image"
-        # The first condition is cheap, and it is false for nearly all polygons. So few outlines are measured.
+        # The first condition is cheap, and it is false for nearly all polygons. So the outline is rarely measured.
         if len(polygon) * (max(polygon) - min(polygon)) > _LONGEST_OUTLINE and _outline(polygon) > _LONGEST_OUTLINE:
             return "a polygon with an outline that is too long"
     return ""
@@ -186,8 +187,8 @@ def _unpacked(text: str) -> list[int]:
 
     The character code of a letter minus the character code of "0" is a number of six bits. The lower five bits are a
     part of a count; the least significant part comes first. The sixth bit is 1 if more letters of the same count
-    follow. From the fourth count on, the text contains the difference between the count and the count two positions
-    before.
+    follow. From the fourth count on, the text does not contain the count itself. It contains the count minus the count
+    two positions before.
 
     Raises:
         IndexError: if the last count is cut off.

@@ -50,7 +50,7 @@ def annotation_file(data: Path, split: Split) -> Path:
     if data.is_file():
         return data
     if not data.is_dir():
-        raise XCiTError(f"{data}: no such folder or file; data is a folder in COCO's form, or a COCO-format JSON file")
+        raise XCiTError(f"{data}: no such folder or file; data must be a folder or a JSON file in COCO's format")
     root = below_single_folders(data)
     for place in (*_places_of(split), *_ONLY_FILES):
         found = _in_any_case(root, place)

@@ -19,7 +19,7 @@ from xcit.errors import check_field
 from xcit.images.resize_8bit import Pixels, fitted_size, resize_bilinear_8bit, resize_nearest_8bit
 
 MIN_SIDE = 32
-"""The shortest side of a training image, in pixels; smaller images are not used, as in the published code."""
+"""Images with a side shorter than this number of pixels are not used in training, as in the published code."""
 
 
 class AnnotatedImage(NamedTuple):
@@ -37,7 +37,7 @@ class TrainableImages:
     Args:
         images: the data set.
         num_channels: number of channels of the pixels: 3, or 1 for grey images.
-        with_empty: whether to include images without objects to train on.
+        with_empty: whether to include images that have no trainable objects (see `CocoObject.is_trainable`).
     """
 
     def __init__(self, images: CocoImages, *, num_channels: int, with_empty: bool) -> None:

@@ -42,8 +42,8 @@ class SceneConfig:
         width: width of a scene, in pixels.
         num_garments: smallest and largest number of garments that are drawn into a scene.
         scale: smallest and largest factor by which a garment of 28 x 28 pixels is enlarged.
-        least_visible: smallest share of a garment's pixels that must stay visible. If a new garment would hide more of
-            an earlier garment, the new garment is placed elsewhere or left out.
+        least_visible: smallest share of a garment's pixels that must stay visible. If a new garment would leave a
+            smaller share of an earlier garment visible, the new garment is placed elsewhere or left out.
     """
 
     height: int = 96
@@ -119,7 +119,7 @@ def compose(
 
 @dataclass(frozen=True, kw_only=True)
 class _Placed(Garment):
-    """A garment that later garments may partly hide; `size` is its number of visible and hidden pixels."""
+    """A garment that later garments may partly hide; `size` is the number of all its pixels, visible or hidden."""
 
     size: int
 

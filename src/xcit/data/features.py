@@ -59,7 +59,7 @@ def open_feature_file(path: Path) -> Iterator[FeatureFile]:
         ".parquet": _ParquetFile,
     }
     if path.suffix not in kinds:
-        raise XCiTError(f"{path}: features go to a file that ends in {', '.join(SUFFIXES)}")
+        raise XCiTError(f"{path}: the name of a file of features must end in {', '.join(SUFFIXES)}")
     if not path.parent.is_dir():
         raise XCiTError(f"{path}: there is no folder {path.parent}")
     with whole_file(path) as part:
@@ -106,7 +106,7 @@ class _ParquetFile:
     """A Parquet file. Rows are written in groups, so that only one group is in memory."""
 
     def __init__(self, part: Path, suffix: str) -> None:
-        need_packages("Parquet", "pyarrow")  # checked before any features are computed
+        need_packages("Parquet", "pyarrow")  # a missing package is reported before any features are computed
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._part = part
         self._writer: Any = None
@@ -131,7 +131,7 @@ class _ParquetFile:
         import pyarrow.parquet as pq
 
         fields = [pa.field("file", pa.string())]
-        # Parquet stores only UTF-8. If a file name has bytes that are not valid text, they are written as \udc...
+        # Parquet stores only UTF-8. In file names, each byte that is not valid UTF-8 is written as \udcXX.
         names = [name.encode(errors="backslashreplace").decode() for name, _ in self._rows]
         columns = [pa.array(names, pa.string())]
         for column, (_, *shape) in self.shapes.items():

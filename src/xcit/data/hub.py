@@ -175,7 +175,8 @@ def open_hub_stream(data: str, split: Split, num_classes: int | None) -> HubStre
     Args:
         data: `hf-stream:NAME`, with the same parameters as in `open_hub_images`. NAME is a data set of the Hub, which
             is read over the network and not stored; or a folder that `open_hub_images` can open, which is not copied to
-            the cache. `data` may end in `#COUNT`, the number of images. This is needed if the data do not contain it.
+            the cache. `data` may end in `#COUNT`, the number of images. `#COUNT` is needed if the data do not contain
+            the number of images.
         split: see `open_hub_images`.
         num_classes: number of classes; needed if the labels are numbers and the classes have no names.
 
@@ -318,10 +319,10 @@ def _index_of(feature: Any, class_ids: Sequence[str]) -> Mapping[Any, int]:
 
 
 def _undecoded(rows: Any, image: str, label: str) -> Any:
-    """Returns the two columns with undecoded images.
+    """Returns the column of images, which are not decoded, and the column of labels.
 
-    The images are decoded by `read_encoded_image`, because the decoder of `datasets` supports fewer image modes and
-    can't leave out the EXIF rotation.
+    The images are decoded later by `read_encoded_image`, because the decoder of `datasets` supports fewer image modes
+    and always applies the EXIF rotation.
     """
     return rows.select_columns([image, label]).cast_column(image, _library().Image(decode=False))
 

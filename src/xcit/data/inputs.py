@@ -64,7 +64,7 @@ class StoredPixels:
 
 
 NamedImage = StreamSample | DataSetImage | StoredPixels
-"""An image that has not been read yet, with a name for messages."""
+"""An image that has not been read yet. It has a name for messages."""
 
 Input = Path | NamedImage
 
@@ -250,8 +250,8 @@ def _urls(word: str, passed_by: PassedBy) -> list[str]:
     # In a URL, a question mark begins the query, so it is not a part of a pattern.
     if not word.startswith(("http://", "https://")) and glob.has_magic(word.partition("?")[0]):
         found = list_urls(word)
-        # As in patterns of paths, only a pattern that begins with a dot may match hidden files. fsspec's "*" matches
-        # hidden files too, so they are removed here.
+        # For URLs the same rule applies as for local paths: a pattern matches hidden files only if its last part begins
+        # with a dot. fsspec's "*" also matches hidden files, so they are removed here.
         urls = (
             found if Path(word).name.startswith(".") else [url for url in found if not Path(url).name.startswith(".")]
         )

@@ -149,8 +149,11 @@ def read_list(path: Path, place: Path, classes: Sequence[str]) -> ListedImages:
     problems = [
         f"{path}: {len(names)} {what}: {some_of(names)}"
         for what, names in (
-            (f"entries left out, because there is not exactly one image with this name in {place}", absent),
-            (f"images of {place} left out, because the list lacks them", [p.name for p in found if p not in items]),
+            (f"entries left out, because no image or several images in {place} have this name", absent),
+            (
+                f"images of {place} left out, because they are not in the list",
+                [p.name for p in found if p not in items],
+            ),
         )
         if names
     ]
@@ -225,9 +228,9 @@ def _columns(path: Path, head: Sequence[str]) -> tuple[int, int]:
 
 
 def _by_name(images: Sequence[Path], place: Path) -> dict[str, Path | None]:
-    """Returns a dict from the relative path and the file name of each image, with and without suffix, to the image.
+    """Returns a dict that maps names to images. If several images have the same name, the value is None.
 
-    If a key matches several images, its value is None.
+    Each image has several names: its relative path and its file name, each with and without suffix.
     """
     found: dict[str, Path | None] = {}
     for image in images:
@@ -236,7 +239,7 @@ def _by_name(images: Sequence[Path], place: Path) -> dict[str, Path | None]:
         keys.add(f"{place.name}/{below.as_posix()}")
         for key in keys:
             found[key] = None if key in found else image
-    for image in images:  # a whole relative path is unambiguous, even if it is also the name of another image
+    for image in images:  # a whole relative path belongs to one image, even if it is also a name of another image
         found[image.relative_to(place).as_posix()] = image
     return found
 

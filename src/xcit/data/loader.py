@@ -42,9 +42,9 @@ class AugmentationConfig:
     Attributes:
         crop: "random_resized" crops a random part of the image and resizes this part; "padded" resizes the image and
             shifts it by up to `padding` pixels.
-        scale: smallest and largest share of the image's area that "random_resized" crops.
-        padding: the largest shift with "padded", in pixels.
-        interpolation: how images are resized.
+        scale: for "random_resized", the smallest and largest share of the image's area that the crop covers.
+        padding: for "padded", the largest shift in pixels.
+        interpolation: the interpolation with which images are resized.
         flip: probability that an image is mirrored.
         rand_augment: a RandAugment policy in timm's notation; "" turns RandAugment off.
         color_jitter: largest relative change of brightness, contrast and saturation; 0 turns it off.
@@ -104,7 +104,7 @@ def train_transform(config: AugmentationConfig, spec: Preprocessing) -> ImageTra
         mean = tuple(round(255 * m) for m in spec.mean)
         hyperparameters = {
             "img_mean": mean[0] if num_channels == 1 else mean,
-            "translate_const": int(0.45 * size),  # the limit that timm uses
+            "translate_const": int(0.45 * size),  # the largest shift, as in timm
             "interpolation": Image.Resampling.BICUBIC,  # as in the published code; by default, timm chooses at random
         }
         try:
@@ -200,7 +200,7 @@ class _TrainImages(Dataset[Sample[Images]], Generic[Source, Images]):
                 return *self.images[(index + substitute) % len(self.images)], tuple(unreadable)
             except XCiTError as error:
                 unreadable.append(str(error))
-        raise XCiTError(f"{len(unreadable)} images in a row can't be read; the first: {unreadable[0]}")
+        raise XCiTError(f"{len(unreadable)} successive images can't be read; the first: {unreadable[0]}")
 
 
 def collate(samples: Sequence[Sample[Images]]) -> tuple[Any, Tensor, list[str]]:
@@ -353,7 +353,7 @@ def received_batches(
     """Yields the images and labels of a loader, and adds new messages about unreadable images to `all_unreadable`.
 
     Raises:
-        XCiTError: if too many images in a row can't be read.
+        XCiTError: if too many successive images can't be read.
     """
     try:
         for images, labels, unreadable in loader:

@@ -15,8 +15,9 @@ from xcit.images.read import read_image
 from xcit.regular import is_file, regular
 
 KNOWN_LISTS = (
-    "a CSV file, or a folder with train.csv and val.csv; the first line names the columns: the path of an image and "
-    "its class names, separated by spaces, or the path of an image and a column of 0 and 1 for each class"
+    "a CSV file, or a folder with train.csv and val.csv. The first line of a file names the columns. The first column "
+    "has the paths of the images. Then there is one column with class names, separated by spaces, or a column of 0 and "
+    "1 for each class"
 )
 
 _BITS = {"0": 0, "0.0": 0, "1": 1, "1.0": 1}
@@ -74,7 +75,7 @@ def open_multi_label(data: str, split: Split, *, class_ids: tuple[str, ...] = ()
         own = path / f"{split}.csv"
         path = own if own.is_file() else path / "train.csv"
     if not path.is_file():
-        raise XCiTError(f"{path}: no such file; data is {KNOWN_LISTS}")
+        raise XCiTError(f"{path}: no such file; data must be {KNOWN_LISTS}")
     head, rows = _read(path)
     lists = _by_column(path, head, rows) if len(head) > 2 else [(line, row[1].split()) for line, row in rows]
     found = tuple(head[1:]) if len(head) > 2 else tuple(sorted({name for _, names in lists for name in names}))
@@ -105,7 +106,7 @@ def _read(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
         raise XCiTError(f"{path}: can't be read: {error}") from None
     rows = [(number, [cell.strip() for cell in row]) for number, row in lines if any(cell.strip() for cell in row)]
     if len(rows) < 2 or len(rows[0][1]) < 2:
-        raise XCiTError(f"{path}: not a list of images: data is {KNOWN_LISTS}")
+        raise XCiTError(f"{path}: not a list of images: data must be {KNOWN_LISTS}")
     (_, head), *rows = rows
     if len(set(head)) < len(head):
         raise XCiTError(f"{path}: two columns have the same name")
@@ -116,7 +117,7 @@ def _read(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
 
 
 def _by_column(path: Path, head: list[str], rows: list[tuple[int, list[str]]]) -> list[tuple[int, list[str]]]:
-    """Returns the number of each line and its class names, which are the columns with 1 in this line."""
+    """Returns the number and the class names of each line. The class names are the columns with a 1 in this line."""
     for number, row in rows:
         for name, cell in zip(head[1:], row[1:], strict=True):
             if cell not in _BITS:

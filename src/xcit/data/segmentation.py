@@ -36,7 +36,8 @@ _SHOWN = 5
 """Number of class names that are listed in a message."""
 
 KNOWN_LAYOUTS = (
-    "the folder ADEChallengeData2016, or one with images/train, images/val, labels/train, labels/val and classes.txt"
+    "the folder ADEChallengeData2016, or a folder with images/train, images/val, labels/train, labels/val and "
+    "classes.txt"
 )
 
 
@@ -129,13 +130,13 @@ class LabelledScenes:
         return values - np.uint8(1) if self.zero_is_ignored else values
 
     def ignoring(self, label: int | None) -> "LabelledScenes":
-        """Returns the same scenes, in which `label` is also ignored. If `label` is None, the scenes are unchanged."""
+        """Returns the same scenes, which also ignore the label `label`; if it is None, returns the scenes unchanged."""
         if label is None:
             return self
         return replace(self, ignored=label, is_mask=self.is_mask and label != IGNORED)
 
     def describe(self) -> str:
-        """Returns one line with the number of classes, the first class names, the number of images, and their path."""
+        """Returns one line: the number of classes, the first class names, and the number and folder of the images."""
         names = some_of(self.class_names, _SHOWN)
         return f"{len(self.class_names)} classes: {names}; {len(self)} images in {self.source}"
 
@@ -171,7 +172,7 @@ def open_scenes(data: str, split: Split, *, ignore_exif: bool = False) -> Labell
     """
     root = Path(data)
     if not root.is_dir():
-        raise XCiTError(f"{data}: no such folder; data is {KNOWN_LAYOUTS}")
+        raise XCiTError(f"{data}: no such folder; data must be {KNOWN_LAYOUTS}")
     if not (root / "classes.txt").is_file():
         root = below_single_folders(root)
     classes = root / "classes.txt"
@@ -184,12 +185,12 @@ def open_scenes(data: str, split: Split, *, ignore_exif: bool = False) -> Labell
         items, problems = _pairs(images, ade20k / "annotations" / folder)
         return LabelledScenes(items, ade20k_class_names(), zero_is_ignored=True, source=str(images), problems=problems)
     if not classes.is_file():
-        raise XCiTError(f"{data}: the folder has no classes.txt: data is {KNOWN_LAYOUTS}")
+        raise XCiTError(f"{data}: the folder has no classes.txt: data must be {KNOWN_LAYOUTS}")
     names = parse_class_names(classes.read_text(encoding="utf-8"))
     if not 2 <= len(names) <= IGNORED:
         raise XCiTError(
-            f"{classes}: {len(names)} classes, must be 2 to {IGNORED}, one name per line; pixels outside of all "
-            "classes need a class too, such as background"
+            f"{classes}: {len(names)} classes, must be 2 to {IGNORED}, one name per line; if some pixels show none "
+            "of your classes, add a class for them, such as background"
         )
     images, labels = _folders_of(root, split)
     items, problems = _pairs(images, labels)
@@ -245,7 +246,7 @@ def _pairs(images: Path, labels: Path) -> tuple[list[tuple[Path, Path]], tuple[s
     """
     for folder in (images, labels):
         if not folder.is_dir():
-            raise XCiTError(f"{folder}: no such folder; data is {KNOWN_LAYOUTS}")
+            raise XCiTError(f"{folder}: no such folder; data must be {KNOWN_LAYOUTS}")
     beside_images, beside_labels = PassedBy(), PassedBy()
     found = images_below(images, beside_images)
     if not found:
@@ -265,5 +266,7 @@ def _pairs(images: Path, labels: Path) -> tuple[list[tuple[Path, Path]], tuple[s
         )
     problems = []
     if place_of:
-        problems.append(f"{labels}: {len(place_of)} label maps left out, because they have no image: {min(place_of)}")
+        problems.append(
+            f"{labels}: {len(place_of)} label maps left out, because they have no image; the first: {min(place_of)}"
+        )
     return pairs, (*problems, *left_out(images, beside_images), *left_out(labels, beside_labels))

@@ -72,9 +72,9 @@ def resized_pixels(image: Image.Image, spec: SegmentationPreprocessing) -> Pixel
 def target_size(pixels: Pixels, spec: SegmentationPreprocessing, factor: float = 1.0) -> tuple[int, int]:
     """Returns the size (height, width) to which pixels (h, w, C) are scaled.
 
-    This is the largest size within the bounds `spec.long_side` and `spec.short_side`. The bounds are multiplied by
-    `factor` and rounded down. If both bounds are 0, the size of the pixels is multiplied by `factor` and rounded half
-    up instead.
+    This is the largest size with the same aspect ratio within the bounds `spec.long_side` and `spec.short_side`. The
+    bounds are first multiplied by `factor` and rounded down. If both bounds are 0, the result is (h, w) multiplied by
+    `factor` and rounded half up.
     """
     height, width = pixels.shape[:2]
     if spec.long_side == 0:

@@ -157,7 +157,9 @@ def _recorded_images(shards: Sequence[str]) -> int | None:
                     record = {entry["url"].rpartition("/")[2]: entry["nsamples"] for entry in record["shardlist"]}
                 counts |= {f"{folder}/{file}": int(count) for file, count in record.items()}
             except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
-                raise XCiTError(f"{folder}/{name}: not a record of the number of images per shard; remove it") from None
+                raise XCiTError(
+                    f"{folder}/{name}: the file does not list the number of images per shard; remove it"
+                ) from None
             break
     names = ["/".join(shard.rpartition("/")[::2]) for shard in shards]
     return sum(counts[name] for name in names) if counts.keys() >= set(names) else None

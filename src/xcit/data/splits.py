@@ -62,9 +62,9 @@ class FoundSplits:
 def find_splits(folder: Path) -> FoundSplits:
     """Finds the splits in a folder of images.
 
-    If the folder contains only one folder, as many archives do, the inner folder is searched instead. The folders found
+    If the folder contains only one folder, as many archives do, the inner folder is searched instead. The subfolders
     are splits if one of them is for training and one is for validation, or if all of them have names of splits.
-    Otherwise they are classes, so a class may be called "train".
+    Otherwise, the subfolders are classes, so a class may be called "train".
     """
     root = below_single_folders(folder)
     names = {entry.name: entry for entry in subfolders(root)}
@@ -122,7 +122,7 @@ def subfolders(folder: Path, passed_by: PassedBy | None = None) -> Iterator[Path
 
 
 def left_out(folder: Path, passed_by: PassedBy) -> list[str]:
-    """Returns a list of one message about the files that a search for images left out; empty if there are none."""
+    """Returns a list with one message about the files that were left out; an empty list if no file was left out."""
     return [f"{folder}: left out: {passed_by}"] if str(passed_by) else []
 
 

@@ -204,7 +204,7 @@ def _read_first(
     """Returns the first readable image in `waiting`, its label, and messages about the unreadable images before it.
 
     If no image in `waiting` is readable, samples from `samples` are appended to it until one is readable. No sample is
-    removed from `waiting`, so an image that replaces an unreadable image is used again later, when it is its own turn.
+    removed from `waiting`, so an image that replaces an unreadable image is used again when its own turn comes.
     Unreadable images therefore do not change the order.
     """
     unreadable: list[str] = []
@@ -215,7 +215,7 @@ def _read_first(
             return waiting[place].read(), waiting[place].label, tuple(unreadable)
         except XCiTError as error:
             unreadable.append(str(error))
-    raise XCiTError(f"{len(unreadable)} images in a row can't be read; the first: {unreadable[0]}")
+    raise XCiTError(f"{len(unreadable)} successive images can't be read; the first: {unreadable[0]}")
 
 
 class _EvaluationStream(IterableDataset[tuple[Tensor, int, str]]):

@@ -60,4 +60,4 @@ def open_stream(data: str, split: Split, *, num_classes: int | None = None) -> L
         from xcit.data.hub import open_hub_stream
 
         return open_hub_stream(data, split, num_classes)
-    raise XCiTError(f"{data}: not a stream; streams are 'hf-stream:NAME' and 'wds:PATTERN'")
+    raise XCiTError(f"{data}: not a stream; a stream is 'hf-stream:NAME' or 'wds:PATTERN'")

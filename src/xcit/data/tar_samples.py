@@ -170,7 +170,7 @@ def _sample(name: str, files: Sequence[_File], num_classes: int) -> StreamSample
         return unreadable_sample(name, reason)
     for kind, found in (("image", images), ("label", labels)):
         if len(found) > 1:
-            reason = f"more than one {kind} for this name, which ends at the first dot ({', '.join(found)})"
+            reason = f"more than one {kind} for this sample ({', '.join(found)}): a sample's name ends at the first dot"
             return unreadable_sample(name, reason)
     loads = {file.extension: file.load for file in files}
     image, text = loads[images[0]], loads[labels[0]]
@@ -186,7 +186,10 @@ def _sample(name: str, files: Sequence[_File], num_classes: int) -> StreamSample
 
 
 def _chosen(extensions: Sequence[str], kinds: Collection[str]) -> list[str]:
-    """Returns a list of the first extension that is in `kinds`, or else of all extensions with a suffix in `kinds`."""
+    """Returns the first extension in `kinds`, as a list.
+
+    If there is no such extension, returns all extensions with a suffix in `kinds`.
+    """
     exact = [extension for extension in extensions if extension in kinds]
     return exact[:1] or [extension for extension in extensions if extension.rpartition(".")[2] in kinds]
 
@@ -195,7 +198,8 @@ def _label(extension: str, text: bytes, num_classes: int) -> tuple[int, str]:
     """Returns the class index, and the reason why it is invalid; the reason is "" if the index is valid."""
     if extension.endswith("cls"):
         word = text.decode(errors="replace").strip()
-        # No class index has more digits, and Python raises an error for numbers with thousands of digits.
+        # No class index has more than `_MOST_DIGITS` digits, and Python raises an error for numbers with thousands of
+        # digits.
         label: object = int(word) if word.isdecimal() and len(word) <= _MOST_DIGITS else word
     else:
         try:

@@ -10,7 +10,9 @@ from xcit.images.passed_by import PassedBy
 
 
 def open_unlabelled_images(data: str) -> LabelledImages:
-    """Opens the training images of a data set; their labels have no meaning.
+    """Opens the training images of a data set.
+
+    The caller must ignore the labels in the result: for a folder, they are all 0.
 
     Args:
         data: a folder, or any other data that `open_labelled_images` opens. If a folder has splits (see `find_splits`),

@@ -32,7 +32,7 @@ _GAP = "0.8"
 """The grey of the gaps between two covariance matrices; white gaps would look like cosines of 0."""
 
 _BRIGHTEST = 0.995
-"""The quantile of the values that gets the brightest colour.
+"""The value at this quantile gets the brightest colour.
 
 The maximum is not used, because a few cells have such large values that all other cells would be almost black.
 """
@@ -72,8 +72,8 @@ def draw_class_attention(
         patch_size: distance between neighbouring cells, in pixels.
         path: path of the PNG file to write.
         title: title of the picture.
-        threshold: if not None, only the largest cells of each map are shown, which together have this share of the
-            map's sum.
+        threshold: if not None, only the cells with the largest values are shown in each map. Together, these cells have
+            this share of the map's sum.
     """
     require_matplotlib()
     from matplotlib import colormaps
@@ -113,8 +113,8 @@ def overlay_mean(
         image: uint8 (h, w, 3).
         heads: (M, H, W), the attention of each of M heads over H x W patches.
         patch_size: distance between neighbouring cells, in pixels.
-        threshold: if not None, only the largest cells of the mean are coloured, which together have this share of its
-            sum. The image is darker at all other cells.
+        threshold: if not None, only the cells with the largest values of the mean are coloured. Together, these cells
+            have this share of the mean's sum. The image is darker at all other cells.
 
     Raises:
         XCiTError: if matplotlib is missing, or the threshold is out of range.
@@ -216,18 +216,18 @@ def draw_temperatures(temperatures: Cells, title: str, path: Path) -> None:
 def _times_even(shares: Cells) -> Cells:
     """Divides shares of attention (..., H, W) by the share of a token in an even distribution, 1 / (N + 1).
 
-    N is the number of cells that are not NaN; the class token is one more token. Cells with NaN had no part in the
-    attention.
+    N is the number of cells that are not NaN; NaN marks cells that the model ignored. The class token is one more
+    token.
     """
     num_tokens = int(np.isfinite(shares.reshape(-1, *shares.shape[-2:])[0]).sum()) + 1
     return shares * num_tokens
 
 
 def _top(times_even: Cells) -> float:
-    """Returns the value that gets the brightest colour: the quantile `_BRIGHTEST`, or 1 if 1 is larger.
+    """Returns the value that gets the brightest colour: the quantile `_BRIGHTEST` of the values, but at least 1.
 
-    A smaller value would make differences below the even distribution look large. If all values are below 1, the
-    largest value gets the brightest colour.
+    A value of 1 is the share of a token in an even distribution. Without this minimum, small differences between small
+    shares would look large. If all values are below 1, the largest value gets the brightest colour.
     """
     highest = float(np.nanmax(times_even))
     top = max(float(np.nanquantile(times_even, _BRIGHTEST)), 1.0)

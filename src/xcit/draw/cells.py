@@ -1,4 +1,4 @@
-"""Finds the largest cells of maps with one cell per patch, and enlarges such maps to the size of the image."""
+"""Finds the cells with the largest values in maps (one cell per patch), and enlarges maps to the size of an image."""
 
 from typing import Any, TypeVar
 
@@ -30,7 +30,7 @@ def largest_cells(maps: Cells, share: float) -> Mask:
     order = np.argsort(-cells, axis=-1, kind="stable")
     ranked = np.take_along_axis(cells, order, axis=-1)
     sums = ranked.cumsum(axis=-1)
-    # A cell is needed if the sum of the larger cells is below the share.
+    # A cell is needed if the sum of all cells with larger values is below the share.
     is_needed = np.roll(sums, 1, axis=-1) < share * sums[..., -1:]
     is_needed[..., 0] = ranked[..., 0] > 0
     kept = np.empty_like(is_needed)

@@ -12,7 +12,7 @@ def component_picture(features: Any) -> NDArray[np.uint8]:
     """Returns a picture of the first three principal components of a feature map.
 
     Cells with a value that is not finite are white. If there are more than about a million cells (2^20), only every
-    `step`-th row and column is used, with the smallest `step` that is sufficient.
+    `step`-th row and column is used, with the smallest `step` that leaves at most 2^20 cells.
 
     Args:
         features: an array (H, W, D) that can be sliced: in memory, memory-mapped or Zarr.

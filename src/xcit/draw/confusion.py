@@ -13,7 +13,7 @@ _MAX_NAMED = 40
 
 
 def draw_confusion(confusion: NDArray[np.integer], names: Sequence[str], title: str, path: Path) -> None:
-    """Draws a confusion matrix. A colour shows the share of a row's true class that is predicted as a column's class.
+    """Draws a confusion matrix. The colour of a cell shows its number of images divided by the sum of its row.
 
     Args:
         confusion: numbers of images (classes, classes), with a row per true class and a column per predicted class.

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _STRONG, _FAINT, _OTHER = "#08519c", "#9ecae1", "#d95f02"
-"""Two blues from the colour map of the confusion matrix, and an orange that also differs from them in grey."""
+"""Two blues from the colour map of the confusion matrix, and an orange. They also differ when printed in grey."""
 
 _LABELS = {"top1": "top-1 (%)", "top5": "top-5 (%)"}
 """Labels with the unit, for results with a name that does not include the unit."""

@@ -45,7 +45,7 @@ def draw_detections(
         boxes: boxes of the objects.
         labels: labels of the objects, from 1.
         texts: the text at each box.
-        masks: masks of the objects, (h, w), 0 or 1. They are read one at a time, so they need not all be in memory.
+        masks: masks of the objects, (h, w), 0 or 1. They are read one at a time, so only one has to be in memory.
         opacity: opacity of the masks' colours, from 0 to 1.
     """
     height, width = image.shape[:2]

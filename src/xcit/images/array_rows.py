@@ -108,7 +108,9 @@ def check_pixel_type(dtype: np.dtype, name: str, *, ranged: bool = False) -> Non
     if dtype.kind == "i":
         raise XCiTError(f"{name}: pixels of type {dtype} have no standard range: give a range by --range LOW,HIGH")
     if dtype.kind not in "fb" and not (dtype.kind == "u" and dtype.itemsize <= 4):
-        raise XCiTError(f"{name}: pixels of type {dtype}; supported are uint8, uint16, uint32, bool and floats")
+        raise XCiTError(
+            f"{name}: pixels of type {dtype}; the supported types are uint8, uint16, uint32, bool and floats"
+        )
 
 
 def file_identity(path: Path) -> str:

@@ -24,7 +24,7 @@ def to_8_bits(pixels: np.ndarray) -> np.ndarray:
         if not (low >= 0 and high <= 1):  # written with `not`, so that NaN is an error too
             raise XCiTError(f"floating-point pixels must be in 0..1, found {low:g}..{high:g}")
         return np.rint(pixels.astype(np.float64) * 255).astype(np.uint8)
-    raise XCiTError(f"pixels of type {pixels.dtype}; supported are uint8, uint16, bool, and floats in 0..1")
+    raise XCiTError(f"pixels of type {pixels.dtype}; the supported types are uint8, uint16, bool, and floats in 0..1")
 
 
 def integers_to_8_bits(image: Image.Image) -> np.ndarray:

@@ -107,7 +107,7 @@ def images_below(folder: Path, passed_by: PassedBy | None = None) -> list[Path]:
 
 
 def is_image_name(path: Path) -> bool:
-    """Returns whether a file has a suffix in `IMAGE_SUFFIXES` and is not hidden (its name begins with no dot)."""
+    """Returns whether a name has a suffix in `IMAGE_SUFFIXES` and is not hidden. Hidden names begin with a dot."""
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 

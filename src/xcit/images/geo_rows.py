@@ -153,7 +153,7 @@ class GeoRows:
 
 
 def _colour_bands(file: Any) -> list[int]:
-    """Returns all bands except transparency. If they are exactly red, green and blue, they are in this order."""
+    """Returns all bands except transparency. If exactly red, green and blue are left, they are in this order."""
     from rasterio.enums import ColorInterp
 
     names = dict(zip(file.indexes, file.colorinterp, strict=True))
@@ -165,7 +165,7 @@ def _colour_bands(file: Any) -> list[int]:
 
 
 def present(pixels: Pixels, nodata: float | None) -> Mask:
-    """Returns a mask, bool (rows, width). It is false for missing pixels by the nodata rules in `GeoRows`."""
+    """Returns a mask, bool (rows, width): false for missing pixels, according to the nodata rules in `GeoRows`."""
     if pixels.dtype.kind == "u":
         return np.any(pixels != nodata, axis=2)
     there: Mask = (

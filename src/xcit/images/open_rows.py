@@ -42,7 +42,8 @@ def open_rows(
     - `TIFF_SUFFIXES`: by rasterio if the file contains a georeference or GDAL metadata, otherwise by tifffile.
     - `GEO_SUFFIXES`: by rasterio.
     - `SLIDE_SUFFIXES`: by OpenSlide.
-    - .npy files: by `NpyRows`. .zarr folders: by zarr.
+    - `.npy`: by `NpyRows`.
+    - `.zarr` (a folder): by zarr.
     - `LARGE_SUFFIXES`: by libvips if the image has more than `PIL.Image.MAX_IMAGE_PIXELS` pixels.
 
     These readers keep the pixel type of the file. `read_image` decodes all other files as a whole, as 8-bit RGB.

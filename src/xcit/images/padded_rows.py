@@ -1,6 +1,6 @@
 """Pads an image on the right and at the bottom, so that its height and width are multiples of a number.
 
-Detectors need images of such sizes.
+Detectors need this padding.
 """
 
 import numpy as np

@@ -96,7 +96,7 @@ def published_preprocessing(protocol: Literal["mmpretrain", "official"], image_s
     if protocol == "official":
         return Preprocessing(image_size=image_size, resize_to=image_size)
     if protocol != "mmpretrain":
-        raise XCiTError(f"no protocol {protocol!r}; there are 'mmpretrain' and 'official'")
+        raise XCiTError(f"the protocol is {protocol!r}, must be 'mmpretrain' or 'official'")
     if image_size == 384:
         return Preprocessing(image_size=image_size, resize="exact", resize_to=image_size)
     return Preprocessing(image_size=image_size, resize_to=round(image_size * 256 / 224))
@@ -176,7 +176,7 @@ def _channels_of(
     for name, given, own in (("mean", mean, spec.mean), ("std", std, spec.std)):
         values = own if given is None else given * channels if len(given) == 1 else given
         if len(values) != channels:
-            raise XCiTError(f"{name} has {len(values)} numbers, the model takes images of {channels} channels")
+            raise XCiTError(f"{name} has {len(values)} numbers, but the model has {channels} channels")
         found.append(values)
     return found[0], found[1]
 
@@ -252,7 +252,9 @@ def pixel_mode(spec: Preprocessing) -> str:
     """
     mode = _MODES.get(len(spec.mean))
     if mode is None or len(spec.std) != len(spec.mean):
-        raise XCiTError(f"preprocessing takes 1 or 3 means and as many std, not {len(spec.mean)} and {len(spec.std)}")
+        raise XCiTError(
+            f"preprocessing needs 1 or 3 means and the same number of std, not {len(spec.mean)} and {len(spec.std)}"
+        )
     return mode
 
 
@@ -264,7 +266,7 @@ def _center_crop(image: Image.Image, size: int) -> Image.Image:
 
 
 def _crop_start(length: int, size: int) -> int:
-    """Returns the first pixel of a centre crop of `size` pixels, rounded half to even as in torchvision.
+    """Returns the index of the first pixel of a centre crop of `size` pixels, rounded half to even as in torchvision.
 
     If the image is smaller than the crop, the result is negative, and its absolute value is the number of pixels of
     padding before the image.

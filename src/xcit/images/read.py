@@ -96,7 +96,7 @@ def read_image(source: ImageSource, *, ignore_exif: bool = False) -> Image.Image
     except XCiTError as error:
         raise XCiTError(f"{_name(source)}: {error}") from error
     raise XCiTError(
-        "an image is a path, a URL, bytes, an open file, a PIL image, a NumPy array or a tensor, not "
+        "an image must be a path, a URL, bytes, an open file, a PIL image, a NumPy array or a tensor, not "
         f"{type(source).__name__}"
     )
 
@@ -212,8 +212,8 @@ def _pillow_errors() -> Iterator[None]:
 def _without_warnings() -> Iterator[None]:
     """Silences Pillow's warnings about unusual metadata and about large images (above `Image.MAX_IMAGE_PIXELS`).
 
-    All threads share Python's warning filters. Without the lock, two threads could restore the filters in the wrong
-    order.
+    All threads share Python's warning filters. So only one thread at a time may change them. Otherwise, two threads
+    could restore the filters in the wrong order.
     """
     with _warnings_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")

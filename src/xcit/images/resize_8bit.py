@@ -4,7 +4,7 @@ The results are bit-identical to those of `cv2.resize` (OpenCV 4, x86) on uint8 
 INTER_NEAREST and no other options. Unlike Pillow and torchvision, OpenCV's linear interpolation does not antialias when
 it reduces an image.
 
-Shapes: `h` height and `w` width of an image, `C` number of channels.
+Shapes: `h` and `w` are the height and width of an image, and `C` is its number of channels.
 """
 
 import numpy as np

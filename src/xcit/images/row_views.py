@@ -112,7 +112,10 @@ class ShrunkRows:
         self.height, self.width, self.channels = source.height // factor, source.width // factor, source.channels
         info = rows_info(source)
         if not self.height or not self.width:
-            raise XCiTError(f"{info.name}: {source.width} x {source.height} pixels can't be reduced by {factor}")
+            raise XCiTError(
+                f"{info.name}: an image of {source.width} x {source.height} pixels can't be reduced by the factor "
+                f"{factor}"
+            )
         info = with_place(info, lambda transform: enlarged(transform, factor, factor))
         info = replace(info, rows_at_once=max(1, info.rows_at_once // factor))
         self.info = with_identity(info, f"factor {factor}")

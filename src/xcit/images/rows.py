@@ -24,8 +24,8 @@ ReadMask = Callable[[int, int], Mask]
 class ImageRows(Protocol):
     """An image that is read a few rows at a time.
 
-    A run through a model may read the first row to learn the type of the pixels. Then it reads each row once, from top
-    to bottom, in a separate thread.
+    The caller may read the first row to learn the type of the pixels. Then the caller reads each row once, from top to
+    bottom, in a separate thread.
     """
 
     @property
@@ -48,7 +48,7 @@ class ImageRows(Protocol):
 
         Raises:
             XCiTError: "<name>: <reason>" if the rows can't be read. If the file is truncated, the reason contains the
-                row.
+                number of the row in which it ends.
         """
 
 

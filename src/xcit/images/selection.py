@@ -77,6 +77,6 @@ def level_of(info: RowsInfo, mpp: float) -> tuple[int, int]:
         if factor >= 1 and abs(factor * sizes[level] / mpp - 1) <= NEAR:
             return level, factor
     raise XCiTError(
-        f"{info.name}: no level gives {mpp:g} micrometres per pixel; possible are "
+        f"{info.name}: no level gives {mpp:g} micrometres per pixel; possible sizes are "
         f"{', '.join(f'{size:.4g}' for size in sizes)} and whole multiples of these sizes"
     )

@@ -137,7 +137,9 @@ def file_system(url: str, **options: Any) -> tuple[Any, str]:
     from fsspec.implementations.local import LocalFileSystem
 
     if "::" in url:
-        raise XCiTError("a chain of protocols is not read: unpack the archive, or give a URL of one protocol")
+        raise XCiTError(
+            "a chain of protocols (::) is not supported: unpack the archive, or give a URL with one protocol"
+        )
     try:
         files, path = url_to_fs(url, **options)
         if isinstance(files, LocalFileSystem):

@@ -34,7 +34,7 @@ def stored_numbers(image: Image.Image, load: Callable[[Image.Image], object]) ->
     """
     if image.format in ("JPEG", "MPO") or image.info.get("compression") in ("jpeg", "webp"):
         raise XCiTError(
-            "a JPEG picture, but JPEG changes the numbers of pixels: a label image must be a grey or palette PNG"
+            "a JPEG picture, but JPEG changes the stored numbers: a label image must be a grey or palette PNG"
         )
     codec, raw_mode, largest = _coding(image)
     load(image)

@@ -128,7 +128,7 @@ class TiffRows:
 
 
 _NODATA = 42113
-"""GDAL's tag for the value of the pixels that are no data."""
+"""The number of the TIFF tag in which GDAL stores the nodata value, which is the value of missing pixels."""
 
 
 def is_georeferenced(path: Path) -> bool:
@@ -161,7 +161,8 @@ def _metadata(file: Any, largest: Any, page: Any) -> dict[str, Any]:
 def _micrometres(file: Any, page: Any) -> float | None:
     """Returns the micrometres per pixel of an image, or None if the file does not contain them.
 
-    The number is read from the metadata of a slide scanner or of OME-TIFF, or from the resolution of another TIFF.
+    For slides of Aperio scanners and for OME-TIFF, the number is read from their metadata. For any other TIFF, it is
+    computed from the resolution.
     """
     if page.is_svs:
         found = re.search(r"\bMPP\s*=\s*([0-9.]+)", page.description)

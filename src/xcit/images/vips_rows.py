@@ -55,7 +55,9 @@ class VipsRows:
             raise XCiTError(f"{path}: libvips can't open it ({error})") from error
         self.height, self.width, self.channels = self._image.height, self._image.width, self._image.bands
         if self._image.format not in _TYPES or self.channels not in (1, 3):
-            raise XCiTError(f"{path}: pixels of type {self._image.format}: convert to 8 or 16 bits, grey or RGB")
+            raise XCiTError(
+                f"{path}: pixels of type {self._image.format}: convert the image to 8 or 16 bits, grey or RGB"
+            )
         self._dtype = _TYPES[self._image.format]
         self._region: Any = None
         self._next = 0

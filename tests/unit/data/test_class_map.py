@@ -44,9 +44,9 @@ def test_files_in_every_form(tmp_path: Path, name: str, text: str) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.csv", "a,x\nb,y\na,z\n", "a.csv, line 3: 'a' has the class 'z', but the class 'x' before"),
+        ("a.csv", "a,x\nb,y\na,z\n", "a.csv, line 3: 'a' has two classes: 'x' and 'z'"),
         ("a.csv", "a,x\nb,\n", "a.csv, line 2: a name or its class is missing"),
-        ("a.csv", "a,x\nb,y,z\n", "a.csv, line 2: 'b,y,z' is not a name and a class"),
+        ("a.csv", "a,x\nb,y,z\n", "a.csv, line 2: 'b,y,z' must be a name and a class"),
         ("a.csv", "a\n", "has one column: expected two"),
         ("a.csv", "\n", "a.csv: an empty class map"),
         ("a.csv", "name,class\n", "a.csv: an empty class map"),

@@ -89,7 +89,7 @@ def test_no_images_at_all(tmp_path: Path) -> None:
 
 
 def test_no_such_folder(tmp_path: Path) -> None:
-    assert error_of(tmp_path / "no") == f"{tmp_path}/no: no such folder; data is {KNOWN_DATA}"
+    assert error_of(tmp_path / "no") == f"{tmp_path}/no: no such folder; data must be {KNOWN_DATA}"
     picture(tmp_path / "file.png")
     assert "no such folder" in error_of(tmp_path / "file.png")
 

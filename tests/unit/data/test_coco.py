@@ -170,8 +170,8 @@ def test_a_picture_of_another_size_is_refused(tmp_path: Path) -> None:
     ("text", "words"),
     [
         ("{", "not a JSON file"),
-        ("[]", "needs lists of 'images' and 'categories'"),
-        ('{"images": [], "categories": {}}', "needs lists of"),
+        ("[]", "must have the lists 'images' and 'categories'"),
+        ('{"images": [], "categories": {}}', "must have the lists"),
         ('{"images": [], "categories": []}', "it has no categories"),
         ('{"images": [], "categories": [{"id": 1}]}', "a category needs"),
         ('{"images": [], "categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}', "have the id 1"),

@@ -168,7 +168,9 @@ def test_full_disk_is_one_line(suffix, tmp_path):
 
 def test_other_suffix(tmp_path):
     with (
-        pytest.raises(XCiTError, match=r"x\.csv: features go to a file that ends in \.npz, \.safetensors, \.parquet"),
+        pytest.raises(
+            XCiTError, match=r"x\.csv: the name of a file of features must end in \.npz, \.safetensors, \.parquet"
+        ),
         open_feature_file(tmp_path / "x.csv"),
     ):
         pytest.fail("there is no such format")

@@ -85,11 +85,11 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
     path = tmp_path / "train.csv"
     assert labels(tmp_path) == {"1.png": "dog", "2.png": "cat", "3.png": "dog"}
     assert problems_of(open_labelled_images(str(tmp_path), "train")) == (
-        f"{path}: 1 entries left out, because there is not exactly one image with this name in {tmp_path}: 4.png",
+        f"{path}: 1 entries left out, because no image or several images in {tmp_path} have this name: 4.png",
     )
     write(tmp_path, "5.png")
     assert problems_of(open_labelled_images(str(tmp_path), "train"))[1] == (
-        f"{path}: 1 images of {tmp_path} left out, because the list lacks them: 5.png"
+        f"{path}: 1 images of {tmp_path} left out, because they are not in the list: 5.png"
     )
 
 

@@ -153,7 +153,7 @@ def test_nothing_but_unreadable_images_is_one_line(tmp_path: Path, num_workers: 
     )
     with pytest.raises(XCiTError) as caught:
         list(ours.batches(0))
-    assert str(caught.value) == f"4 images in a row can't be read; the first: {path}: the file is empty (0 bytes)"
+    assert str(caught.value) == f"4 successive images can't be read; the first: {path}: the file is empty (0 bytes)"
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -59,7 +59,7 @@ def test_the_validation_list_has_the_classes_of_the_training_list(root: Path) ->
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", r"not a list of images: data is a CSV file"),
+        ("", r"not a list of images: data must be a CSV file"),
         ("image,labels\n", r"not a list of images"),
         ("image\nimages/a.png\n", r"not a list of images"),
         ("image,labels\nimages/a.png,dog,cat\n", r"line 2: 3 columns, but the first line names 2"),
@@ -77,7 +77,7 @@ def test_what_is_wrong_with_a_list_is_said(root: Path, text: str, message: str) 
 
 
 def test_a_missing_list_is_named(root: Path) -> None:
-    with pytest.raises(XCiTError, match=r"train\.csv: no such file; data is a CSV file, or a folder"):
+    with pytest.raises(XCiTError, match=r"train\.csv: no such file; data must be a CSV file, or a folder"):
         open_multi_label(str(root), "train")
     (root / "train.csv").write_bytes(b"image,labels\n\xff\xfe,dog\n")
     with pytest.raises(XCiTError, match=r"train\.csv: can't be read"):

@@ -95,7 +95,7 @@ def test_missing_pairs_are_counted(plain: Path) -> None:
 
 
 def test_what_is_no_data_set(plain: Path, tmp_path: Path) -> None:
-    with pytest.raises(XCiTError, match="no such folder; data is the folder ADEChallengeData2016"):
+    with pytest.raises(XCiTError, match="no such folder; data must be the folder ADEChallengeData2016"):
         open_scenes(str(tmp_path / "none"), "val")
     (plain / "classes.txt").write_text("\n")
     with pytest.raises(XCiTError, match="0 classes, must be 2 to 255"):
@@ -125,9 +125,9 @@ def test_what_is_left_out_is_counted(plain: Path) -> None:
     (plain / "images/val/a.json").write_text("{}")
     (plain / "labels/val/a.mat").write_text("")
     assert open_scenes(str(plain), "val").problems == (
-        f"{plain / 'labels/val'}: 1 label maps left out, because they have no image: more/z",
-        f"{plain / 'images/val'}: left out: 1 files that are not images by their suffix: .json (1)",
-        f"{plain / 'labels/val'}: left out: 1 files that are not images by their suffix: .mat (1)",
+        f"{plain / 'labels/val'}: 1 label maps left out, because they have no image; the first: more/z",
+        f"{plain / 'images/val'}: left out: 1 files without an image suffix: .json (1)",
+        f"{plain / 'labels/val'}: left out: 1 files without an image suffix: .mat (1)",
     )
 
 
@@ -169,7 +169,7 @@ def test_a_single_class_is_an_error(tmp_path: Path) -> None:
     data = masks(tmp_path, train_1=[0, 255, 0])
     (tmp_path / "classes.txt").write_text("road\n")
     with pytest.raises(
-        XCiTError, match="1 classes, must be 2 to 255, one name per line; pixels outside of all classes need"
+        XCiTError, match="1 classes, must be 2 to 255, one name per line; if some pixels show none of your classes"
     ):
         open_scenes(data, "train")
 

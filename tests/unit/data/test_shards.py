@@ -130,7 +130,7 @@ def test_recorded_counts(folder: Path, cache: Path) -> None:
 @pytest.mark.parametrize("text", ["{", "[1]", '{"train-000.tar": null}'])
 def test_a_damaged_record_is_named(folder: Path, text: str) -> None:
     (folder / "one" / "sizes.json").write_text(text)
-    assert error_of(f"{folder}/one/*.tar").startswith(f"{folder}/one/sizes.json: not a record of the number of images")
+    assert error_of(f"{folder}/one/*.tar").startswith(f"{folder}/one/sizes.json: the file does not list the number of")
 
 
 def test_urls(folder: Path, serve: Any) -> None:

@@ -97,8 +97,8 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
     (tmp_path / "cat" / "again").symlink_to(tmp_path / "cat")
     assert problems_of(open_labelled_images(str(tmp_path), "train")) == (
         f"{tmp_path}: 1 images left out: they are not in class folders, so their class is unknown",
-        f"{tmp_path}: left out: 4 files that are not images by their suffix: .heic (2), .txt (1), no suffix (1); "
-        "2 hidden; 1 named or linked a second time; 1 folders that are no classes by their name",
+        f"{tmp_path}: left out: 4 files without an image suffix: .heic (2), .txt (1), no suffix (1); "
+        "2 hidden; 1 named or linked a second time; 1 folders with a name that no class has, such as meta",
     )
 
 

@@ -194,7 +194,9 @@ def test_an_unreadable_image_is_named_and_the_next_takes_its_place(stream: Numbe
 
 def test_nothing_readable_is_one_line() -> None:
     stream = Numbered((4, 4), broken=frozenset(range(8)))
-    with pytest.raises(XCiTError, match=r"^100 images in a row can't be read; the first: image \d: the file is empty"):
+    with pytest.raises(
+        XCiTError, match=r"^100 successive images can't be read; the first: image \d: the file is empty"
+    ):
         batches_of(loader(stream))
 
 

@@ -29,5 +29,5 @@ def test_tar_shards(tmp_path: Path, write_tar: Any, monkeypatch: pytest.MonkeyPa
 
 
 def test_what_is_no_stream() -> None:
-    with pytest.raises(XCiTError, match="cifar10: not a stream; streams are 'hf-stream:NAME' and 'wds:PATTERN'"):
+    with pytest.raises(XCiTError, match="cifar10: not a stream; a stream is 'hf-stream:NAME' or 'wds:PATTERN'"):
         open_stream("cifar10", "train")

@@ -119,8 +119,8 @@ def test_no_image_and_no_label_is_left_out_without_a_word(tmp_path: Path, png: P
     }
     shard = str(write_tar(tmp_path / "train.tar", files))
     assert [error_of(sample) for sample in read_tar(shard, 5)] == [
-        f"{shard}/cat: more than one image for this name, which ends at the first dot (1.png, 2.png)",
-        f"{shard}/0001: more than one label for this name, which ends at the first dot (a.cls, b.json)",
+        f"{shard}/cat: more than one image for this sample (1.png, 2.png): a sample's name ends at the first dot",
+        f"{shard}/0001: more than one label for this sample (a.cls, b.json): a sample's name ends at the first dot",
         f'{shard}/a.b/c: the shard has no label for this image (a file .cls, or .json with a "label")',
         f"{shard}/0002: the shard has no image for this label",
         f"{shard}/0003: two files have the same name (png, png, cls)",

@@ -26,7 +26,7 @@ def test_a_folder_of_any_layout(tmp_path: Path) -> None:
     (tmp_path / "readme.txt").write_text("text")
     assert names(tmp_path) == ["a.png", "b/c/d.png"]
     assert problems_of(open_unlabelled_images(str(tmp_path))) == (
-        f"{tmp_path}: left out: 1 files that are not images by their suffix: .txt (1); 1 hidden",
+        f"{tmp_path}: left out: 1 files without an image suffix: .txt (1); 1 hidden",
     )
     image, label = open_unlabelled_images(str(tmp_path))[0]
     assert (image.size, label) == ((4, 4), 0)
@@ -46,5 +46,5 @@ def test_nothing_there_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(XCiTError) as caught:
         open_unlabelled_images(str(tmp_path))
     assert str(caught.value) == f"{tmp_path / 'train'}: a folder without images"
-    with pytest.raises(XCiTError, match="nowhere: no such folder; data is"):
+    with pytest.raises(XCiTError, match="nowhere: no such folder; data must be"):
         open_unlabelled_images("nowhere")

@@ -75,7 +75,7 @@ def test_from_the_file_of_a_model_to_its_answer(tmp_path: Path) -> None:
 def test_changed_preprocessing() -> None:
     assert SPEC.changed(size=64) == Preprocessing(image_size=64, resize_to=72, mean=SPEC.mean, std=SPEC.std)
     assert SPEC.changed(mean=(0.5,), std=(1.0,)).mean == (0.5,) * 5
-    with pytest.raises(XCiTError, match="mean has 3 numbers, the model takes images of 5 channels"):
+    with pytest.raises(XCiTError, match="mean has 3 numbers, but the model has 5 channels"):
         SPEC.changed(mean=(0.1, 0.2, 0.3))
     exact = Preprocessing(resize="exact", image_size=384, resize_to=384)
     assert exact.changed(size=224).image_size == 224

@@ -85,7 +85,7 @@ def test_published_preprocessing():
     assert published_preprocessing("mmpretrain", 160).resize_to == 183
     assert published_preprocessing("official", 224) == Preprocessing(image_size=224, resize_to=224)
     assert published_preprocessing("official", 384) == Preprocessing(image_size=384, resize_to=384)
-    with pytest.raises(XCiTError, match="no protocol 'timm'; there are 'mmpretrain' and 'official'"):
+    with pytest.raises(XCiTError, match="the protocol is 'timm', must be 'mmpretrain' or 'official'"):
         published_preprocessing("timm", 224)  # type: ignore[arg-type]
 
 
@@ -97,7 +97,7 @@ def test_a_hair_of_an_image_is_refused():
 
 def test_number_of_channels():
     image = noise((32, 32))
-    with pytest.raises(XCiTError, match="1 or 3 means and as many std, not 2 and 2"):
+    with pytest.raises(XCiTError, match="1 or 3 means and the same number of std, not 2 and 2"):
         preprocess(image, Preprocessing(mean=(0.5, 0.5), std=(0.5, 0.5)))
-    with pytest.raises(XCiTError, match="1 or 3 means and as many std, not 3 and 1"):
+    with pytest.raises(XCiTError, match="1 or 3 means and the same number of std, not 3 and 1"):
         preprocess(image, Preprocessing(std=(0.5,)))

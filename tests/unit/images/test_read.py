@@ -406,13 +406,13 @@ def test_floating_point_numbers_out_of_range(array):
 
 
 def test_wrong_types():
-    with pytest.raises(XCiTError, match="pixels of type int64; supported are uint8"):
+    with pytest.raises(XCiTError, match="pixels of type int64; the supported types are uint8"):
         read_image(np.zeros((2, 2), dtype=np.int64))
     with pytest.raises(XCiTError, match="pixels of type complex64"):
         read_image(torch.zeros(2, 2, dtype=torch.complex64))
     with pytest.raises(
         XCiTError,
-        match="an image is a path, a URL, bytes, an open file, a PIL image, a NumPy array or a tensor, not int",
+        match="an image must be a path, a URL, bytes, an open file, a PIL image, a NumPy array or a tensor, not int",
     ):
         read_image(3)  # type: ignore[arg-type]
     with pytest.raises(XCiTError, match=r"^PIL image of mode L: has no pixels \(0 x 3\)"):
@@ -619,8 +619,7 @@ def test_what_a_search_passes_by_is_counted(tmp_path):
     passed_by = PassedBy()
     found = find_images([tmp_path, tmp_path / "a.png"], passed_by)
     assert str(passed_by) == (
-        "5 files that are not images by their suffix: no suffix (2), .txt (2), .json (1); 3 hidden; "
-        "1 named or linked a second time"
+        "5 files without an image suffix: no suffix (2), .txt (2), .json (1); 3 hidden; 1 named or linked a second time"
     )
     assert names(found, tmp_path) == ["a.png", "gone.png"]
     with pytest.raises(XCiTError, match="no such file"):  # the reader reports a broken link
@@ -653,7 +652,7 @@ def test_what_finds_nothing_is_named(tmp_path):
     with pytest.raises(XCiTError) as error:
         find_images([tmp_path / "d"])
     assert str(error.value) == (
-        f"{tmp_path / 'd'}: a folder without images; left out: 1 files that are not images by their suffix: .txt (1)"
+        f"{tmp_path / 'd'}: a folder without images; left out: 1 files without an image suffix: .txt (1)"
     )
     with pytest.raises(XCiTError) as error:
         find_images([tmp_path / "*.png"])

@@ -43,7 +43,7 @@ def test_pixels_made_of_squares_of_others_count_if_half_of_the_square_does() -> 
     assert whole[0, 0] and whole.sum() == 1
     cut = RegionRows(rows, (0, 0, 2, 2))
     assert cut.read_mask is not None and cut.read_mask(0, 2).tolist() == [[True, False], [False, False]]
-    with pytest.raises(XCiTError, match="4 x 83 pixels can't be reduced by 5"):
+    with pytest.raises(XCiTError, match="4 x 83 pixels can't be reduced by the factor 5"):
         ShrunkRows(ArrayRows(PIXELS[:, :4]), 5)
 
 

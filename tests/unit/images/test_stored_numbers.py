@@ -103,7 +103,7 @@ def test_numbers_above_255_are_named(tmp_path: Path) -> None:
 def test_a_jpeg_is_refused(tmp_path: Path) -> None:
     file = io.BytesIO()
     Image.fromarray(np.array([[0, 1], [2, 3]], np.uint8)).save(file, "JPEG")
-    with pytest.raises(XCiTError, match=r"labels\.png: a JPEG picture, but JPEG changes the numbers"):
+    with pytest.raises(XCiTError, match=r"labels\.png: a JPEG picture, but JPEG changes the stored numbers"):
         read(file.getvalue(), tmp_path)
     file = io.BytesIO()
     Image.fromarray(np.zeros((16, 16), np.uint8)).save(file, "TIFF", compression="jpeg")

@@ -81,7 +81,7 @@ def test_what_is_damaged_is_named_with_its_rows(tmp_path: Path, monkeypatch: pyt
         with open_rows(path, selection=Selection(level=1)):
             pass
     pyvips.Image.new_from_array(PIXELS.astype(np.float32)).write_to_file(str(tmp_path / "b.v"))
-    with pytest.raises(XCiTError, match="pixels of type float: convert to 8 or 16 bits"):
+    with pytest.raises(XCiTError, match="pixels of type float: convert the image to 8 or 16 bits"):
         VipsRows(tmp_path / "b.v")
     (tmp_path / "c.png").write_bytes(b"nothing")
     with pytest.raises(XCiTError, match=r"c\.png: libvips can't open it"):

@@ -139,7 +139,7 @@ REASONS = {
     4: "hair.png: an image of 1 x 2000000 pixels is too elongated to scale its short side to 36",
     5: "missing.png: no such file",
     8: "image 8: image array: floating-point pixels must be in 0..1, found 7..7",
-    9: "image 9: an image is a path, a URL, bytes, an open file, a PIL image, a NumPy array or a tensor, not int",
+    9: "image 9: an image must be a path, a URL, bytes, an open file, a PIL image, a NumPy array or a tensor, not int",
     11: "text.png: not an image that can be read (it looks like text)",
 }
 

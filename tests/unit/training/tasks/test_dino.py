@@ -379,5 +379,5 @@ def test_a_folder_of_nothing_readable_is_one_line(tmp_path: Path) -> None:
     task = DINOTask(config_of(tmp_path))
     with pytest.raises(XCiTError, match=r"none of the 4 images for the evaluation could be read"):
         task.evaluate(task.model)
-    with pytest.raises(XCiTError, match=r"4 images in a row can't be read; the first: .*\.png: the file is empty"):
+    with pytest.raises(XCiTError, match=r"4 successive images can't be read; the first: .*\.png: the file is empty"):
         next(task.train_batches(0))
