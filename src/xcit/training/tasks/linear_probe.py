@@ -40,7 +40,7 @@ class LinearConfig:
         class_map: file of a class map (see `read_class_map`); "" means that the names in the data are the classes.
         augmented: whether to train on random crops, as published. In this case, the features are computed again in each
             epoch. Otherwise, the training images are preprocessed as in evaluation, and their features are computed
-            only once, which takes a fraction of the time.
+            only once, so that the run is much shorter.
         lrs: learning rates; one classifier is trained with each. They refer to a global batch size of 256, and are
             scaled in proportion to the run's batch size.
         epochs: number of epochs.
