@@ -59,7 +59,8 @@ class ClassAttentionMaps:
         class_token: (M,), each head's attention on the class token itself.
         scale: number of pixels of the original image per pixel of `image`, along a side. It is above 1 only for a large
             image at full size: `image` is then a small copy.
-        cells: position of the cells in the image file and on the map, for an image at full size; otherwise None.
+        cells: for an image at full size: position of the cells in the image file and on the ground (see `CellPlace`);
+            otherwise None.
     """
 
     source: str
@@ -91,7 +92,7 @@ class ClassAttentionMaps:
     def overlay(self, *, threshold: float | None = None) -> Image.Image:
         """Returns the mean of the heads in colour over the grey image.
 
-        With a threshold, only the largest cells are coloured (see `largest_cells`).
+        With a threshold, only the cells with the largest values are coloured (see `largest_cells`).
         """
         return draw_attention.overlay_mean(self.image, self.heads, self.patch_size, threshold=threshold)
 
@@ -118,7 +119,7 @@ class ChannelAttentionMaps:
     Attributes:
         source: the image's path or name; for an image in memory, "image N", where N is its index in the input.
         covariance: (L, M, C, C), the cosines between the channels of queries (rows) and of keys (columns), in -1..1.
-        temperatures: (L, M), the learned factor of each head. It does not depend on the image.
+        temperatures: (L, M), the learned factors of the heads, which do not depend on the image.
         attention: (L, M, C, C), the covariance times the head's temperature, after a softmax over each row.
     """
 
@@ -307,14 +308,14 @@ def _look_inside(
     place: torch.device,
     dtype: torch.dtype,
 ) -> Iterator[_Seen | Unreadable]:
-    """Runs the model on one image at a time, because sizes differ, and yields the results of `look` for its `blocks`.
+    """Runs the model on one image at a time, because image sizes differ. Yields the results of `look` for `blocks`.
 
     Args:
         images: the images.
         network: the fused model.
-        spec: its preprocessing.
-        blocks: the blocks of the model to look into.
-        look: a function that is called with each block and the block's inputs, and returns a tensor.
+        spec: preprocessing of the images.
+        blocks: the blocks for which `look` is called.
+        look: a function that is called with a block and the block's inputs, and returns a tensor.
         resize: see `class_attention`.
         place: the device.
         dtype: the dtype of the model.

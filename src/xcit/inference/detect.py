@@ -87,7 +87,8 @@ class DetectedObjects:
         size: height and width, in pixels, of the original image. Boxes and masks refer to this size.
         objects: the objects, the highest score first.
         scale: number of pixels of the original image per pixel of `image`, along a side.
-        cells: position of the pixels in the image file and on the map, for an image at full size; otherwise None.
+        cells: for an image at full size: position of the pixels in the image file and on the ground (see `CellPlace`);
+            otherwise None.
         is_slide: whether the image is a slide: a file that states the size of a pixel in micrometres.
     """
 
@@ -293,8 +294,8 @@ def detect_large(
 
     if rows.height * rows.width > _MOST_PIXELS:
         raise XCiTError(
-            f"{rows_info(rows).name}: {rows.width} x {rows.height} pixels, and COCO's masks have {_MOST_PIXELS:,} at "
-            "most: take a coarser level or a region"
+            f"{rows_info(rows).name}: {rows.width} x {rows.height} pixels, but a mask in COCO's format can have "
+            f"at most {_MOST_PIXELS:,} pixels: select a coarser level or a region"
         )
     return detect_rows(
         network,

@@ -20,7 +20,7 @@ CLASSES_AT_ONCE = 16
 BYTES_A_PIXEL = 4 * 3 * CLASSES_AT_ONCE + 24
 """Memory per pixel of a stripe while its labels are computed, in bytes.
 
-It contains the logits of `CLASSES_AT_ONCE` classes during interpolation, and the largest logits so far.
+This is the memory for the logits of `CLASSES_AT_ONCE` classes during interpolation, and for the largest logits so far.
 """
 
 
@@ -31,7 +31,7 @@ class LabelRows:
     the label map, if the two sizes differ.
 
     Args:
-        logits: logits with stride 4.
+        logits: the logits, at a quarter of the height and width of the model's input.
         sizes: (height, width) of each interpolation; the last one is the size of the label map.
     """
 

@@ -285,7 +285,7 @@ def test_mistakes_are_said_before_the_first_pass(
     watched: Any = models["upernet"].fuse()
     watched.head.fusion.conv.register_forward_hook(lambda *_: None)
     assert not watched.goes_by_rows
-    with pytest.raises(XCiTError, match="can't go over an image by rows: give a sliding window"):
+    with pytest.raises(XCiTError, match="can't process an image by rows: give a sliding window"):
         list(segment_large_each([picture(64, 64)], watched, INFO, FullSize()))
 
 
