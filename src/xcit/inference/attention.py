@@ -53,7 +53,7 @@ class ClassAttentionMaps:
     Attributes:
         source: the image's path or name; for an image in memory, "image N", where N is its index in the input.
         image: the image as the model sees it, RGB (h, w, 3): grey if the model has one channel, resized if requested.
-        block: number of the class attention block, from 0.
+        block: index of the class attention block, from 0.
         patch_size: number of pixels of `image` from one cell to the next.
         heads: (M, H, W), each head's attention over the patches.
         class_token: (M,), each head's attention on the class token itself.
@@ -157,7 +157,7 @@ def class_attention(
             "photos/**/*.jpg", PIL images, arrays (h, w, 3), tensors (3, h, w), or batches of arrays or tensors.
         model: a name (the published weights are downloaded at the first use), a weights file, or a model from
             `get_model` (fused or not).
-        block: number of the class attention block, from 0; negative numbers count from the end.
+        block: index of the class attention block, from 0; negative numbers count from the end.
         resize: number of pixels to which the short side of an image is resized first; None keeps the image's size.
         device: device of the computation; None means the device of a model that is passed in, else a GPU if there is
             one, else the CPU.
@@ -198,7 +198,7 @@ def class_attention_each(
 ) -> Iterator[ClassAttentionMaps | Unreadable]:
     """Yields the results of `class_attention` one at a time, for any number of images.
 
-    An image that can't be read gives an `Unreadable`, even if this is true for all images.
+    For an image that can't be read, yields an `Unreadable`. It is not an error if no image can be read.
     """
     network, info, place = prepare_model(model, device, dtype)
     num_blocks, patch_size = network.config.cls_depth, network.config.patch_size
@@ -272,7 +272,7 @@ def channel_attention_each(
 ) -> Iterator[ChannelAttentionMaps | Unreadable]:
     """Yields the results of `channel_attention` one at a time, for any number of images.
 
-    An image that can't be read gives an `Unreadable`, even if this is true for all images.
+    For an image that can't be read, yields an `Unreadable`. It is not an error if no image can be read.
     """
     network, info, place = prepare_model(model, device, dtype)
     blocks = [network.get_submodule(f"blocks.{index}") for index in range(network.config.depth)]

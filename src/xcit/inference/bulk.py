@@ -83,7 +83,7 @@ class Progress:
 
     Attributes:
         result: called with each result.
-        skipped: called with the number of images whose rows an earlier run wrote.
+        skipped: called with the number of images that an earlier run finished.
     """
 
     result: Callable[[Any], None] = lambda _: None

@@ -136,7 +136,7 @@ def predict_each(
 ) -> Iterator[Prediction | Unreadable]:
     """Yields the results of `predict` one at a time, for any number of images.
 
-    An image that can't be read gives an `Unreadable`, even if this is true for all images.
+    For an image that can't be read, yields an `Unreadable`. It is not an error if no image can be read.
     """
     network, info, place = prepare_model(model, device, dtype)
     if not network.num_classes:
@@ -218,7 +218,7 @@ def extract_features_each(
 ) -> Iterator[Features | Unreadable]:
     """Yields the results of `extract_features` one at a time, for any number of images.
 
-    An image that can't be read gives an `Unreadable`, even if this is true for all images.
+    For an image that can't be read, yields an `Unreadable`. It is not an error if no image can be read.
     """
     network, info, place = prepare_model(model, device, dtype)
     if out_type is None:

@@ -202,7 +202,7 @@ def detect_each(
 ) -> Iterator[DetectedObjects | Unreadable]:
     """Yields the results of `detect` one at a time, for any number of images.
 
-    An image that can't be read gives an `Unreadable`, even if this is true for all images.
+    For an image that can't be read, yields an `Unreadable`. It is not an error if no image can be read.
     """
     if not 0 <= min_score <= 1:
         raise XCiTError(f"min_score is {min_score}, must be in 0..1")

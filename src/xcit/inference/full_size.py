@@ -198,7 +198,7 @@ class LargeAttention:
 def attention_each(
     images: Iterable[Readable | ImageRows], network: XCiT, block: int, full_size: FullSize
 ) -> Iterator[LargeAttention | Unreadable]:
-    """Yields the attention of each image in the class attention block number `block`, counted from 0."""
+    """Yields the class token's attention over each image, in the class attention block with the index `block`."""
     patch_size = network.config.patch_size
     small: list[tuple[Pixels, int, CellPlace]] = []
 

@@ -43,11 +43,11 @@ class LabelRows:
         self.height, self.width = sizes[-1]
 
     def stripes(self, rows_at_once: int | None = None, start: int = 0) -> Iterator[tuple[int, Labels]]:
-        """Yields stripes of the label map: the number of the stripe's first row, and its labels, uint8 (k, width).
+        """Yields stripes of the label map: the index of the first row, and the labels of the stripe, uint8 (k, width).
 
         Args:
             rows_at_once: number of rows of logits per stripe; None means as many as fit into the processor's cache.
-            start: number of the first row of the first stripe.
+            start: index of the first row of the first stripe.
         """
         rows_at_once = rows_of_a_stripe(self.logits) if rows_at_once is None else rows_at_once
         at_once = max(1, rows_at_once * self.height // self.logits.height)

@@ -171,7 +171,7 @@ def segment_each(
 ) -> Iterator[Segmentation | Unreadable]:
     """Yields the results of `segment` one at a time, for any number of images.
 
-    An image that can't be read gives an `Unreadable`, even if this is true for all images.
+    For an image that can't be read, yields an `Unreadable`. It is not an error if no image can be read.
     """
     network, info, place = prepare_segmenter(model, device, dtype)
     spec = info.preprocessing

@@ -28,7 +28,7 @@ CONFIG = "config.yaml"
 """Name of the file in a run's folder with the complete config, including the values that come from the data."""
 
 _FAR = 2.0
-"""The user gets a warning if the recipe's global batch size is multiplied or divided by this factor or more."""
+"""The user gets a warning if the global batch sizes of the run and the recipe differ by this factor or more."""
 
 
 def train(

@@ -38,10 +38,10 @@ def move_average(average: "timm.utils.ModelEmaV3", model: nn.Module, num_steps_d
 
 
 def describe_average(run: RunConfig, *, num_steps: int, num_epochs: int) -> list[str]:
-    """Returns a message for the user if the initial weights are a large share of the average for a long time.
+    """Returns a message for the user if the average contains a large share of the initial weights for many steps.
 
-    The message is a warning if the share is still large at the end of the run. If the share is only above one half at
-    the first evaluation, the message says in which epoch the share falls to one half.
+    If the share is still large at the end of the run, the message is a warning. Otherwise, if the share is above one
+    half at the first evaluation, the message says in which epoch the share falls to one half.
 
     Args:
         run: the settings of the run, with `ema_decay`.

@@ -41,8 +41,8 @@ class Processes:
         """Connects this process to the other processes, if torchrun started several.
 
         Raises:
-            XCiTError: if the processes can't connect, the batch can't be divided among them, or settings contradict
-                each other.
+            XCiTError: if the processes can't connect, the batch can't be divided among them, or settings of the
+                run contradict each other.
         """
         if run.dtype == "float16" and device.type != "cuda":
             raise XCiTError(f"run.dtype float16 needs a GPU, not {device}: use bfloat16")

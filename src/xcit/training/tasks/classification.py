@@ -128,7 +128,7 @@ def evaluate_classification(
         spec: the preprocessing of the images.
         how: batch size, number of workers, device and precision.
         num_classes: number of classes of the model.
-        layout: rank and number of the processes. Each process evaluates its share of the images.
+        layout: rank of this process, and number of processes. Each process evaluates its share of the images.
         reduce: sums a tensor over the processes, so that every process gets the results for all images.
         report: called with the number of images of each batch.
 

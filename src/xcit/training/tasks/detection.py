@@ -138,9 +138,10 @@ def evaluate_detection(
         images: the images to evaluate. Their classes are matched with the model's classes by name, or by order if the
             model's classes have no names.
         num_workers: number of processes that read images; with 0 this process reads them.
-        layout: rank and number of the processes. Each process evaluates its share of the images, and gets the results
-            for all images.
-        full_size: process images at their original size, in stripes; None resizes them as the model's config says.
+        layout: rank of this process, and number of processes. Each process evaluates its share of the
+            images, and gets the results for all images.
+        full_size: options to process images at their original size, in stripes. None means that images are resized as
+            the model's config says.
         report: called with 1 after each image.
 
     Raises:

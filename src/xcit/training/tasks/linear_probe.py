@@ -141,7 +141,7 @@ class LinearTask(TaskWithLoader):
             info: classes and preprocessing of the exported classifier.
             train: the training images if `config.augmented` is true, otherwise their features.
             val: the features of the validation images.
-            layout: rank and number of the processes.
+            layout: rank of this process, and number of processes.
         """
         self.config, self.backbone, self.network, self.info, self._val = config, backbone, network, info, val
         self.accuracies: tuple[LinearAccuracy, ...] = ()

@@ -149,7 +149,7 @@ def evaluate_multi_label(
         targets: (N, K), 1 if an image has a class, otherwise 0.
         spec: the preprocessing of the images.
         how: batch size, number of workers, device and precision.
-        layout: rank and number of the processes. Each process evaluates its share of the images.
+        layout: rank of this process, and number of processes. Each process evaluates its share of the images.
         reduce: sums a tensor over the processes, so that every process gets the results for all images.
         report: called with the number of images of each batch.
 

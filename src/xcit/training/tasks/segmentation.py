@@ -204,8 +204,9 @@ def evaluate_segmentation(
         spec: the preprocessing of the images.
         how: number of workers, device and precision.
         window: sliding window over an image; None processes the whole image at once.
-        full_size: process images at their original size, in stripes; None resizes them as `spec` says.
-        layout: rank and number of the processes. Each process evaluates its share of the scenes.
+        full_size: options to process images at their original size, in stripes. None means that images are resized as
+            `spec` says.
+        layout: rank of this process, and number of processes. Each process evaluates its share of the scenes.
         reduce: sums a tensor over the processes, so that every process gets the results for all scenes.
         report: called with 1 after each scene.
 
