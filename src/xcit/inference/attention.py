@@ -47,8 +47,8 @@ class ClassAttentionMaps:
     """The attention of an image's class token in one class attention block.
 
     One softmax per head covers the patches and the class token, so `heads.sum(axis=(1, 2)) + class_token` is 1. The
-    centre of cell (i, j) of the grid is pixel (i * patch_size, j * patch_size); `to_pixels` uses this position. If a
-    mask is used with an image at full size, the cells that the mask leaves out are NaN in `heads`.
+    centre of cell (i, j) of the grid is pixel (i * patch_size, j * patch_size); the method `to_pixels` uses this
+    position. If a mask is used with an image at full size, the cells that the mask leaves out are NaN in `heads`.
 
     Attributes:
         source: the image's path or name; for an image in memory, "image N", where N is its index in the input.

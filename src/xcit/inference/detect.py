@@ -163,8 +163,8 @@ def detect(
             largest size that is within both limits. None means the model's own limits.
         max_objects: largest number of objects per image. If it is above the published 100, the detector computes ten
             proposals per object.
-        full_size: process images of any size without resizing, in stripes and in bounded memory. The objects are the
-            same as without stripes.
+        full_size: process images of any size without resizing, in stripes and in bounded memory. The stripes
+            do not change the detected objects.
         memory: with `full_size`: limit of the memory in addition to the loaded model, in bytes or as text such as
             "4GB"; None means half of the free memory. See `xcit.streaming.Budget`.
         device: device of the computation; None means the device of a model that is passed in, else a GPU if there is

@@ -159,7 +159,7 @@ def _segmented(
 
 @contextmanager
 def labels_of(rows: ImageRows, network: Segmenter, info: SegmenterInfo, full_size: FullSize) -> Iterator[LabelStore]:
-    """Computes the labels of an image at full size, and yields their store; see `segment_large_each`."""
+    """Computes the labels of an image at full size, and yields the store with all labels. See `segment_large_each`."""
     xcit = network.backbone.xcit
     assert isinstance(xcit, FusedXCiT)
     spec = Preprocessing(mean=info.preprocessing.mean, std=info.preprocessing.std)

@@ -24,7 +24,7 @@ def build_average(model: nn.Module, run: RunConfig, *, is_sharded: bool) -> "tim
     """
     if not run.ema_decay:
         return None
-    import timm.utils  # imported here, so that recipes can be read if the extra `train` is not installed
+    import timm.utils  # imported here, so that recipes can be read without the extra `train`
 
     return timm.utils.ModelEmaV3(model, decay=run.ema_decay, use_warmup=run.ema_warmup, foreach=not is_sharded)
 

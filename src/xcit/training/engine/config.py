@@ -122,8 +122,8 @@ class RunConfig:
             evaluated and exported instead of the trained weights.
         ema_warmup: let the decay rise to `ema_decay`. At step t, counted from 1, the decay is 1 - t^(-2/3), but at most
             `ema_decay`. So the average contains nothing of the initial weights from the first step on. Without the
-            warm-up, as in the authors' runs, the initial weights keep a share of 5% after about 3 / (1 - ema_decay)
-            steps.
+            warm-up, as in the authors' runs, the initial weights still have a share of 5% after about
+            3 / (1 - ema_decay) steps.
         num_workers: number of processes that read data, for each training process; with 0 the training process itself
             reads data.
         max_unreadable: share (0..1) of the training images that may be unreadable. If there are more, the run fails.

@@ -384,9 +384,9 @@ class _Loop:
 
 
 def _set_training(model: nn.Module) -> None:
-    """Sets a model to training mode, but its modules with only frozen parameters to evaluation mode.
+    """Sets a model to training mode, except modules with only frozen parameters.
 
-    In evaluation mode, batch norms do not update their statistics.
+    Such a module is set to evaluation mode. In evaluation mode, batch norms do not update their statistics.
     """
     model.train()
     for module in model.modules():

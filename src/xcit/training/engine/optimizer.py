@@ -23,7 +23,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
         XCiTError: if every parameter is frozen, or if the settings need a method `group_matcher` or `no_weight_decay`
             that the model does not have.
     """
-    import timm.optim  # imported here, so that recipes can be read if the extra `train` is not installed
+    import timm.optim  # imported here, so that recipes can be read without the extra `train`
 
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise XCiTError("every parameter is frozen: there is nothing left to train")

@@ -121,8 +121,8 @@ def extract(
         processes: the processes that share the work.
         run: settings: `dtype` is the precision, `num_workers` the number of processes that read images, and
             `batch_size` the number of images that all processes together compute at once.
-        cache: folder of the cache; None means no cache. A cached file is used only for the same weights, data,
-            preprocessing and `dtype`.
+        cache: folder of the cache; None means no cache. A cached file is used only if it was computed with
+            the same weights, data, preprocessing and `dtype`.
         report: called with the number of images of each batch of this process.
         announce: called in the main process with a line for the user, if features could not be cached.
 

@@ -83,7 +83,7 @@ class LinearAccuracy:
     """Results of the classifier that was trained with one learning rate.
 
     Attributes:
-        lr: the learning rate in the config.
+        lr: the learning rate, as given in the config.
         num_right1: number of images for which the class with the highest logit is right.
         num_right5: number of images for which the right class has one of the five highest logits.
         top1: `num_right1` as a percentage of the images.
@@ -162,7 +162,7 @@ class LinearTask(TaskWithLoader):
 
     @property
     def best(self) -> LinearAccuracy:
-        """The result with the highest top-1 accuracy, or the first of several such results."""
+        """The result with the highest top-1 accuracy, or the first of several results with this accuracy."""
         return max(self.accuracies, key=lambda accuracy: accuracy.num_right1)
 
     def train_batches(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
