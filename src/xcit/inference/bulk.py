@@ -282,7 +282,7 @@ def _write(path: Path, manifest: Manifest) -> None:
 
 
 def _part_name(number: int) -> str:
-    """Returns the beginning of the names of a unit's parts."""
+    """Returns the prefix of the file names of a unit's parts."""
     return f"part-{number:05}-"
 
 

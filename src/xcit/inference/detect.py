@@ -102,7 +102,7 @@ class DetectedObjects:
 
     @property
     def is_placed(self) -> bool:
-        """Whether the image is georeferenced or a slide, so that other programs can use its coordinates."""
+        """Whether the image is georeferenced or a slide. Other programs can then use the coordinates of the objects."""
         return self.cells is not None and (self.is_slide or self.cells.to_map is not None)
 
     def picture(self) -> Image.Image:

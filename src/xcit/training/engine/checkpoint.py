@@ -70,7 +70,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise XCiTError(f"{path}: can't be read: {error.strerror or error}") from None
     except XCiTError as error:
         reason = str(error).removeprefix(f"{path} ")
-        raise XCiTError(f"{path}: not a checkpoint of a run, or damaged; no code in it was run ({reason})") from error
+        raise XCiTError(
+            f"{path}: not a checkpoint of a run, or damaged; no code from the file was executed ({reason})"
+        ) from error
     if not isinstance(state, dict) or "optimizer" not in state:
         raise XCiTError(f"{path}: not a checkpoint of a run")
     return state

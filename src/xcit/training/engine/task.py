@@ -150,4 +150,4 @@ class StepHooks(Protocol):
         """Called after the optimiser's step, with the same `step` as in `before_update`."""
 
     def concerns(self, step: int, losses: dict[str, float]) -> Sequence[str]:
-        """Returns warnings to print about a step; `losses` are the scalars of `loss`, averaged over all processes."""
+        """Returns warnings to print about a step. `losses` are the results of `loss`, averaged over all processes."""

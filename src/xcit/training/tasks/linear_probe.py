@@ -68,7 +68,7 @@ class LinearConfig:
 
     @property
     def optimizer(self) -> OptimizerConfig:
-        """SGD with momentum and without weight decay, with the highest of the learning rates."""
+        """The optimiser: SGD with momentum and without weight decay. Its learning rate is the highest in the config."""
         lr = max(self.lrs) * self.run.batch_size / LR_BATCH
         return OptimizerConfig(kind="sgd", lr=lr, momentum=0.9, weight_decay=0.0)
 
