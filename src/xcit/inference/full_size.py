@@ -60,7 +60,7 @@ def asked_full_size(full_size: bool, memory: Memory) -> FullSize | None:
         XCiTError: if `memory` is given without `full_size`.
     """
     if memory is not None and not full_size:
-        raise XCiTError("memory is only for full-size passes: set full_size too")
+        raise XCiTError("memory is used only with full_size: set full_size too")
     return FullSize(memory=memory) if full_size else None
 
 

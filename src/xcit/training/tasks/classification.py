@@ -254,7 +254,7 @@ class ClassificationTask(TaskWithAdapters):
         }
 
     def _label_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Returns the loss for labels (B,), or for mixed labels (B, num_classes), which are already smoothed."""
+        """Returns the loss for labels (B,), or for mixed labels (B, num_classes), which include the label smoothing."""
         smoothing = self.config.augmentation.label_smoothing if targets.ndim == 1 else 0.0
         weights = class_weights_on(logits.device, self.config.class_weights)
         if weights is None:

@@ -29,7 +29,7 @@ from xcit.weights.files import digest, write_safetensors
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledFeatures:
-    """Features of the N images of a data set that could be read, in the order of the images.
+    """Features of the N readable images of a data set, in the order of the images.
 
     Attributes:
         features: (N, D) float32, where D is the width of the model.
