@@ -90,27 +90,27 @@ def test_what_is_there_is_kept_and_told(xcit, many) -> None:
     assert xcit(*PREDICT, "--out", "parts").status == 1
     before = {path.name: path.read_bytes() for path in Path("parts").iterdir()}
     for more, message in (
-        ((), "parts: holds results already: continue with --resume, or choose another folder"),
+        ((), "parts: already contains results: continue with --resume, or choose another folder"),
         (
             ("--resume", "--topk", 3),
-            "whose arguments is {'topk': 5, 'dtype': 'float32'}, not {'topk': 3, 'dtype': 'float32'}",
+            "(arguments {'topk': 5, 'dtype': 'float32'}, not {'topk': 3, 'dtype': 'float32'}",
         ),
-        (("--resume", "--part-size", 9), "whose images_a_part is 8, not 9: choose another folder"),
+        (("--resume", "--part-size", 9), "(images_a_part 8, not 9): choose another folder"),
         (("--resume", "--model", "xcit-nano-12-p16"), "xcit-nano-12-p16"),
     ):
         done = xcit(*PREDICT, "--out", "parts", *more)
         assert done.status == 2
         assert message in done.err
     (many / "new.png").symlink_to(packaged_images()[0])
-    assert "whose num_units is 5, not 6" in xcit(*PREDICT, "--out", "parts", "--resume").err
+    assert "(num_units 5, not 6)" in xcit(*PREDICT, "--out", "parts", "--resume").err
     (many / "39.png").unlink()
-    assert "another run with other images" in xcit(*PREDICT, "--out", "parts", "--resume").err
+    assert "another run (other images)" in xcit(*PREDICT, "--out", "parts", "--resume").err
     assert {path.name: path.read_bytes() for path in Path("parts").iterdir()} == before
     Path("full").mkdir()
     Path("full/mine.txt").write_text("mine")
     done = xcit(*PREDICT, "--out", "full")
     assert (done.status, done.out) == (2, "")
-    assert "full: exists already, and holds no results to resume" in done.err
+    assert "full: already exists, but contains no results to resume" in done.err
     assert [path.name for path in Path("full").iterdir()] == ["mine.txt"]
 
 
@@ -157,7 +157,7 @@ def test_two_processes_divide_the_images(xcit, start, many) -> None:
     assert rows("two") == rows("one")
     again = start("-m", "xcit", *PREDICT, "--out", "two", processes=2).finish()
     assert again.status == 2
-    assert again.err.count("two: holds results already") <= 1
+    assert again.err.count("two: already contains results") <= 1
     # One process resumes a run that two processes began.
     manifest = read_manifest(Path("two"))
     gone = sorted(manifest["parts"])[1]

@@ -142,5 +142,5 @@ def test_an_image_that_can_not_go_through_is_named_and_the_others_go_on(
     printed = capsys.readouterr()
     assert f"{tmp_path / 'four.npy'}: has 4 channels, the model takes 1" in printed.err
     assert printed.out.splitlines()[0] == str(wide)
-    with pytest.raises(XCiTError, match="memory is only for full-size passes"):
+    with pytest.raises(XCiTError, match="memory is used only with full_size"):
         xcit.predict(BAG, memory="1GB")

@@ -47,19 +47,20 @@ class ClassAttentionMaps:
     """The attention of an image's class token in one class attention block.
 
     One softmax per head covers the patches and the class token, so `heads.sum(axis=(1, 2)) + class_token` is 1. The
-    centre of cell (i, j) of the grid is pixel (i * patch_size, j * patch_size); `to_pixels` uses this position. If a
-    mask is used with an image at full size, the cells that the mask leaves out are NaN in `heads`.
+    centre of cell (i, j) of the grid is pixel (i * patch_size, j * patch_size); the method `to_pixels` uses this
+    position. If a mask is used with an image at full size, the cells that the mask leaves out are NaN in `heads`.
 
     Attributes:
         source: the image's path or name; for an image in memory, "image N", where N is its index in the input.
         image: the image as the model sees it, RGB (h, w, 3): grey if the model has one channel, resized if requested.
-        block: number of the class attention block, from 0.
+        block: index of the class attention block, from 0.
         patch_size: number of pixels of `image` from one cell to the next.
         heads: (M, H, W), each head's attention over the patches.
         class_token: (M,), each head's attention on the class token itself.
         scale: number of pixels of the original image per pixel of `image`, along a side. It is above 1 only for a large
             image at full size: `image` is then a small copy.
-        cells: position of the cells in the image file and on the map, for an image at full size; otherwise None.
+        cells: for an image at full size: position of the cells in the image file and on the ground (see `CellPlace`);
+            otherwise None.
     """
 
     source: str
@@ -91,7 +92,7 @@ class ClassAttentionMaps:
     def overlay(self, *, threshold: float | None = None) -> Image.Image:
         """Returns the mean of the heads in colour over the grey image.
 
-        With a threshold, only the largest cells are coloured (see `largest_cells`).
+        With a threshold, only the cells with the largest values are coloured (see `largest_cells`).
         """
         return draw_attention.overlay_mean(self.image, self.heads, self.patch_size, threshold=threshold)
 
@@ -118,7 +119,7 @@ class ChannelAttentionMaps:
     Attributes:
         source: the image's path or name; for an image in memory, "image N", where N is its index in the input.
         covariance: (L, M, C, C), the cosines between the channels of queries (rows) and of keys (columns), in -1..1.
-        temperatures: (L, M), the learned factor of each head. It does not depend on the image.
+        temperatures: (L, M), the learned factors of the heads, which do not depend on the image.
         attention: (L, M, C, C), the covariance times the head's temperature, after a softmax over each row.
     """
 
@@ -156,7 +157,7 @@ def class_attention(
             "photos/**/*.jpg", PIL images, arrays (h, w, 3), tensors (3, h, w), or batches of arrays or tensors.
         model: a name (the published weights are downloaded at the first use), a weights file, or a model from
             `get_model` (fused or not).
-        block: number of the class attention block, from 0; negative numbers count from the end.
+        block: index of the class attention block, from 0; negative numbers count from the end.
         resize: number of pixels to which the short side of an image is resized first; None keeps the image's size.
         device: device of the computation; None means the device of a model that is passed in, else a GPU if there is
             one, else the CPU.
@@ -197,7 +198,7 @@ def class_attention_each(
 ) -> Iterator[ClassAttentionMaps | Unreadable]:
     """Yields the results of `class_attention` one at a time, for any number of images.
 
-    An image that can't be read gives an `Unreadable`, even if this is true for all images.
+    For an image that can't be read, yields an `Unreadable`. It is not an error if no image can be read.
     """
     network, info, place = prepare_model(model, device, dtype)
     num_blocks, patch_size = network.config.cls_depth, network.config.patch_size
@@ -271,7 +272,7 @@ def channel_attention_each(
 ) -> Iterator[ChannelAttentionMaps | Unreadable]:
     """Yields the results of `channel_attention` one at a time, for any number of images.
 
-    An image that can't be read gives an `Unreadable`, even if this is true for all images.
+    For an image that can't be read, yields an `Unreadable`. It is not an error if no image can be read.
     """
     network, info, place = prepare_model(model, device, dtype)
     blocks = [network.get_submodule(f"blocks.{index}") for index in range(network.config.depth)]
@@ -307,14 +308,14 @@ def _look_inside(
     place: torch.device,
     dtype: torch.dtype,
 ) -> Iterator[_Seen | Unreadable]:
-    """Runs the model on one image at a time, because sizes differ, and yields the results of `look` for its `blocks`.
+    """Runs the model on one image at a time, because image sizes differ. Yields the results of `look` for `blocks`.
 
     Args:
         images: the images.
         network: the fused model.
-        spec: its preprocessing.
-        blocks: the blocks of the model to look into.
-        look: a function that is called with each block and the block's inputs, and returns a tensor.
+        spec: preprocessing of the images.
+        blocks: the blocks for which `look` is called.
+        look: a function that is called with a block and the block's inputs, and returns a tensor.
         resize: see `class_attention`.
         place: the device.
         dtype: the dtype of the model.

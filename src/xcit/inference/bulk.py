@@ -35,13 +35,13 @@ MANIFEST = "_manifest.json"
 _LOCK = ".lock"
 _FORMAT = 1
 _WAIT_SECONDS = 600.0
-"""Longest time in seconds that a process waits until the first process has created the manifest.
+"""Maximum time in seconds that a process waits until the first process has created the manifest.
 
-The first process needs less time than this to load a model.
+Before this, the first process may load a model, which takes less time.
 """
 
 _COMPARED = ("verb", "model", "digest", "arguments", "images_a_part", "num_units", "inputs")
-"""Entries of the manifest that must be equal in a resumed run and in the run that it resumes."""
+"""Entries of the manifest that must not change when a run is resumed."""
 
 Manifest = dict[str, Any]
 
@@ -83,7 +83,7 @@ class Progress:
 
     Attributes:
         result: called with each result.
-        skipped: called with the number of images whose rows an earlier run wrote.
+        skipped: called with the number of images that an earlier run finished.
     """
 
     result: Callable[[Any], None] = lambda _: None
@@ -189,12 +189,12 @@ def _begin(folder: Path, inputs: Inputs, job: Job, images_a_part: int, resume: b
     path = folder / MANIFEST
     if share.rank == 0:
         if not path.exists() and folder.exists() and (not folder.is_dir() or not all(map(_is_ours, folder.iterdir()))):
-            raise XCiTError(f"{folder}: exists already, and holds no results to resume: choose another folder")
+            raise XCiTError(f"{folder}: already exists, but contains no results to resume: choose another folder")
         if not path.exists() or not read_manifest(folder)["parts"]:  # no results are lost
             make_folder(folder)
             _write(path, wanted)
         elif not resume:
-            raise XCiTError(f"{folder}: holds results already: continue with --resume, or choose another folder")
+            raise XCiTError(f"{folder}: already contains results: continue with --resume, or choose another folder")
     patience = time.monotonic() + _WAIT_SECONDS
     while not path.exists() or (_difference(read_manifest(folder), wanted) and not read_manifest(folder)["parts"]):
         if time.monotonic() > patience:
@@ -202,8 +202,8 @@ def _begin(folder: Path, inputs: Inputs, job: Job, images_a_part: int, resume: b
         time.sleep(0.05)
     found = read_manifest(folder)
     if key := _difference(found, wanted):
-        what = "with other images" if key == "inputs" else f"whose {key} is {found.get(key)}, not {wanted[key]}"
-        raise XCiTError(f"{folder}: holds results of another run {what}: choose another folder")
+        what = "other images" if key == "inputs" else f"{key} {found.get(key)}, not {wanted[key]}"
+        raise XCiTError(f"{folder}: contains results of another run ({what}): choose another folder")
     if wanted["versions"][0] in found["versions"]:
         return found
     return _update(folder, lambda manifest: manifest["versions"].extend(wanted["versions"]))
@@ -265,7 +265,7 @@ def _write_table(path: Path, rows: list[dict[str, Any]], columns: Any) -> None:
 
 
 def _update(folder: Path, change: Callable[[Manifest], object]) -> Manifest:
-    """Changes the manifest and returns it. A lock ensures that one process at a time changes the manifest."""
+    """Changes the manifest and returns it. A lock ensures that only one process at a time does this."""
     try:
         with FileLock(folder / _LOCK):
             manifest = read_manifest(folder)
@@ -282,13 +282,13 @@ def _write(path: Path, manifest: Manifest) -> None:
 
 
 def _part_name(number: int) -> str:
-    """Returns the beginning of the names of a unit's parts."""
+    """Returns the prefix of the file names of a unit's parts."""
     return f"part-{number:05}-"
 
 
 def _is_ours(path: Path) -> bool:
     """Returns whether a file is the lock or a temporary file of this package.
 
-    Such files may exist before the manifest.
+    These files may exist in a folder without a manifest.
     """
     return path.name == _LOCK or path.name.startswith(".xcit-")

@@ -25,9 +25,9 @@ def calibration_images(
     Args:
         images: the images to read.
         model: a model of any kind.
-        size: height and width in pixels of the exported file's input. A segmenter's images are resized to it without
-            keeping their aspect ratio; a detector's images are resized to fit into it. None means the size in the
-            model's preprocessing.
+        size: height and width in pixels of the exported file's input. A segmenter's images are resized to this size
+            without keeping their aspect ratio. A detector's images keep their aspect ratio, and are resized to fit into
+            this size. None means the size in the model's preprocessing, which a classifier always uses.
 
     Raises:
         XCiTError: if the model's preprocessing is not known.

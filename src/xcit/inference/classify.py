@@ -27,7 +27,7 @@ from xcit.zoo import get_xcit
 from xcit.zoo.kinds import CLASSIFIER
 
 DEFAULT_MODEL = "xcit-pico-fashion-mnist"
-"""The packaged model, which needs no download. It knows only garments."""
+"""The packaged model, which needs no download. Its classes are ten kinds of garments."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +136,7 @@ def predict_each(
 ) -> Iterator[Prediction | Unreadable]:
     """Yields the results of `predict` one at a time, for any number of images.
 
-    An image that can't be read gives an `Unreadable`, even if this is true for all images.
+    For an image that can't be read, yields an `Unreadable`. It is not an error if no image can be read.
     """
     network, info, place = prepare_model(model, device, dtype)
     if not network.num_classes:
@@ -218,7 +218,7 @@ def extract_features_each(
 ) -> Iterator[Features | Unreadable]:
     """Yields the results of `extract_features` one at a time, for any number of images.
 
-    An image that can't be read gives an `Unreadable`, even if this is true for all images.
+    For an image that can't be read, yields an `Unreadable`. It is not an error if no image can be read.
     """
     network, info, place = prepare_model(model, device, dtype)
     if out_type is None:
@@ -253,14 +253,15 @@ def find_model(model: str | os.PathLike[str] | XCiT) -> tuple[XCiT, ModelInfo]:
     if isinstance(model, XCiT):
         if model.info is None:
             raise XCiTError(
-                "the model has no preprocessing: take it from xcit.get_model(..., pretrained=...), or set model.info"
+                "the model has no preprocessing: load the model with xcit.get_model(..., pretrained=...), or set "
+                "model.info"
             )
         return model, model.info
     built = exported_or(model, CLASSIFIER, lambda: get_xcit(model, pretrained=True))
     if built.info is None:
         raise XCiTError(
-            f"{os.fspath(model)}: the file does not say how to prepare images; load it by its model's name, or set "
-            "model.info"
+            f"{os.fspath(model)}: the file does not say how to prepare images; load it with "
+            "xcit.get_model(NAME, pretrained=FILE), or set model.info"
         )
     return built, built.info
 
@@ -268,7 +269,7 @@ def find_model(model: str | os.PathLike[str] | XCiT) -> tuple[XCiT, ModelInfo]:
 def prepare_model(
     model: str | os.PathLike[str] | XCiT, device: str | torch.device | None, dtype: torch.dtype
 ) -> tuple[XCiT, ModelInfo, torch.device]:
-    """Returns a fused model on its device and in its dtype, its info, and the device.
+    """Returns three values: a fused model with the requested device and dtype, the info of the model, and the device.
 
     A model that is passed in is not changed.
 

@@ -87,7 +87,8 @@ class DetectedObjects:
         size: height and width, in pixels, of the original image. Boxes and masks refer to this size.
         objects: the objects, the highest score first.
         scale: number of pixels of the original image per pixel of `image`, along a side.
-        cells: position of the pixels in the image file and on the map, for an image at full size; otherwise None.
+        cells: for an image at full size: position of the pixels in the image file and on the ground (see `CellPlace`);
+            otherwise None.
         is_slide: whether the image is a slide: a file that states the size of a pixel in micrometres.
     """
 
@@ -101,7 +102,7 @@ class DetectedObjects:
 
     @property
     def is_placed(self) -> bool:
-        """Whether the image is georeferenced or a slide, so that other programs can use its coordinates."""
+        """Whether the image is georeferenced or a slide. Other programs can then use the coordinates of the objects."""
         return self.cells is not None and (self.is_slide or self.cells.to_map is not None)
 
     def picture(self) -> Image.Image:
@@ -162,8 +163,8 @@ def detect(
             largest size that is within both limits. None means the model's own limits.
         max_objects: largest number of objects per image. If it is above the published 100, the detector computes ten
             proposals per object.
-        full_size: process images of any size without resizing, in stripes and in bounded memory. The objects are the
-            same as without stripes.
+        full_size: process images of any size without resizing, in stripes and in bounded memory. The stripes
+            do not change the detected objects.
         memory: with `full_size`: limit of the memory in addition to the loaded model, in bytes or as text such as
             "4GB"; None means half of the free memory. See `xcit.streaming.Budget`.
         device: device of the computation; None means the device of a model that is passed in, else a GPU if there is
@@ -201,7 +202,7 @@ def detect_each(
 ) -> Iterator[DetectedObjects | Unreadable]:
     """Yields the results of `detect` one at a time, for any number of images.
 
-    An image that can't be read gives an `Unreadable`, even if this is true for all images.
+    For an image that can't be read, yields an `Unreadable`. It is not an error if no image can be read.
     """
     if not 0 <= min_score <= 1:
         raise XCiTError(f"min_score is {min_score}, must be in 0..1")
@@ -293,8 +294,8 @@ def detect_large(
 
     if rows.height * rows.width > _MOST_PIXELS:
         raise XCiTError(
-            f"{rows_info(rows).name}: {rows.width} x {rows.height} pixels, and COCO's masks have {_MOST_PIXELS:,} at "
-            "most: take a coarser level or a region"
+            f"{rows_info(rows).name}: {rows.width} x {rows.height} pixels, but a mask in COCO's format can have "
+            f"at most {_MOST_PIXELS:,} pixels: select a coarser level or a region"
         )
     return detect_rows(
         network,

@@ -60,7 +60,7 @@ def asked_full_size(full_size: bool, memory: Memory) -> FullSize | None:
         XCiTError: if `memory` is given without `full_size`.
     """
     if memory is not None and not full_size:
-        raise XCiTError("memory is only for full-size passes: set full_size too")
+        raise XCiTError("memory is used only with full_size: set full_size too")
     return FullSize(memory=memory) if full_size else None
 
 
@@ -184,7 +184,7 @@ class LargeAttention:
         scale: number of pixels of the image per pixel of the overview, along a side. It is a divisor of the patch size.
         heads: (M, H, W), each head's attention over the patches.
         class_token: (M,), each head's attention on the class token itself.
-        cells: position of the cells of `heads` in the image file and on the map.
+        cells: position of the cells of `heads` in the image file and on the ground (see `CellPlace`).
     """
 
     source: str
@@ -198,7 +198,7 @@ class LargeAttention:
 def attention_each(
     images: Iterable[Readable | ImageRows], network: XCiT, block: int, full_size: FullSize
 ) -> Iterator[LargeAttention | Unreadable]:
-    """Yields each image's attention in the class attention block with the number `block`, from 0."""
+    """Yields the class token's attention over each image, in the class attention block with the index `block`."""
     patch_size = network.config.patch_size
     small: list[tuple[Pixels, int, CellPlace]] = []
 
@@ -251,7 +251,7 @@ def name_of(image: Readable | ImageRows, index: int) -> str:
 def opened(image: Readable | ImageRows, name: str, full_size: FullSize) -> AbstractContextManager[ImageRows]:
     """Opens the part of an image that `full_size` selects, as a source of rows."""
     selection = full_size.selection
-    if isinstance(image, StoredPixels):  # the source itself is opened, so that a file is still read by rows
+    if isinstance(image, StoredPixels):  # opens the source, to read a file by rows and not as a whole
         image, selection = image.source, replace(selection, ignore_exif=True)
     return open_rows(image.read() if isinstance(image, NamedImage) else image, name=name, selection=selection)
 

@@ -20,7 +20,7 @@ CLASSES_AT_ONCE = 16
 BYTES_A_PIXEL = 4 * 3 * CLASSES_AT_ONCE + 24
 """Memory per pixel of a stripe while its labels are computed, in bytes.
 
-It contains the logits of `CLASSES_AT_ONCE` classes during interpolation, and the largest logits so far.
+This is the memory for the logits of `CLASSES_AT_ONCE` classes during interpolation, and for the largest logits so far.
 """
 
 
@@ -31,7 +31,7 @@ class LabelRows:
     the label map, if the two sizes differ.
 
     Args:
-        logits: logits with stride 4.
+        logits: the logits, at a quarter of the height and width of the model's input.
         sizes: (height, width) of each interpolation; the last one is the size of the label map.
     """
 
@@ -43,11 +43,11 @@ class LabelRows:
         self.height, self.width = sizes[-1]
 
     def stripes(self, rows_at_once: int | None = None, start: int = 0) -> Iterator[tuple[int, Labels]]:
-        """Yields stripes of the label map: the number of the stripe's first row, and its labels, uint8 (k, width).
+        """Yields stripes of the label map: the index of the first row, and the labels of the stripe, uint8 (k, width).
 
         Args:
             rows_at_once: number of rows of logits per stripe; None means as many as fit into the processor's cache.
-            start: number of the first row of the first stripe.
+            start: index of the first row of the first stripe.
         """
         rows_at_once = rows_of_a_stripe(self.logits) if rows_at_once is None else rows_at_once
         at_once = max(1, rows_at_once * self.height // self.logits.height)

@@ -31,7 +31,7 @@ Prepared = TypeVar("Prepared")
 class Unreadable:
     """The result for an input that can't be read as an image.
 
-    Access to an attribute that only a real result has raises an AttributeError with the reason.
+    If code reads an attribute of a successful result, an AttributeError with the reason is raised.
 
     Attributes:
         source: the input's path or name; for an image in memory, "image N", where N is its index in the input.
@@ -48,7 +48,7 @@ class Unreadable:
 
 
 def default_device() -> torch.device:
-    """Returns a GPU if there is one, else the CPU."""
+    """Returns the GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -36,7 +36,7 @@ from xcit.streaming import Memory
 from xcit.zoo.kinds import SEGMENTER
 
 _STRIP = 2048
-"""Width in pixels of a vertical strip of an image. Windows are averaged for one strip at a time."""
+"""Width in pixels of a vertical strip of an image. The logits of windows are averaged for one strip at a time."""
 
 _WINDOWS_AT_ONCE = 4
 """Number of windows in a forward pass."""
@@ -171,7 +171,7 @@ def segment_each(
 ) -> Iterator[Segmentation | Unreadable]:
     """Yields the results of `segment` one at a time, for any number of images.
 
-    An image that can't be read gives an `Unreadable`, even if this is true for all images.
+    For an image that can't be read, yields an `Unreadable`. It is not an error if no image can be read.
     """
     network, info, place = prepare_segmenter(model, device, dtype)
     spec = info.preprocessing
@@ -208,7 +208,7 @@ def prepare_segmenter(
     *,
     what: str = "the model",
 ) -> tuple[Segmenter, SegmenterInfo, torch.device]:
-    """Returns a fused segmenter on its device and in its dtype, its info, and the device.
+    """Returns three values: a fused segmenter with the requested device and dtype, its info, and the device.
 
     A model that is passed in is not changed.
 
@@ -225,7 +225,8 @@ def prepare_segmenter(
     if network.info is None:
         what = what if isinstance(model, nn.Module) else os.fspath(model)
         raise XCiTError(
-            f"{what}: it is not known how to prepare images; load it by its model's name, or set model.info"
+            f"{what}: it is not known how to prepare images; load the weights with xcit.get_model(NAME, "
+            "pretrained=FILE), or set model.info"
         )
     return network.fuse().to(place, dtype), network.info, place
 
@@ -296,7 +297,7 @@ def slide(
 ) -> Iterator[Part]:
     """Moves a window over an image, and yields the mean of the logits of all windows at each pixel.
 
-    The result comes in parts: rows that no later window covers. A wide image is processed in vertical strips of
+    Rows are yielded as soon as no later window covers them. A wide image is processed in vertical strips of
     `_STRIP` pixels. A window that crosses the border of two strips is computed for both strips.
     """
     height, width = pixels.shape[:2]

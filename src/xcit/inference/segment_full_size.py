@@ -57,7 +57,7 @@ class LargeSegmentation:
         class_names: class names in the order of the labels; the labels as text if the names are unknown.
         overview: a small copy of the image, 8-bit RGB (h / scale, w / scale, 3).
         scale: number of pixels of the image per pixel of the overview, along a side.
-        cells: position of the pixels in the image file and on the map.
+        cells: position of the pixels in the image file and on the ground (see `CellPlace`).
         store: the label map. A label is 255 if the file has no data for the pixel, or a mask leaves the pixel out.
     """
 
@@ -127,7 +127,7 @@ def segment_large_each(
     """
     if not network.goes_by_rows:
         raise XCiTError(
-            "the segmenter has parts that are hooked, replaced or parametrised, so it can't go over an image by rows: "
+            "the segmenter has parts that are hooked, replaced or parametrised, so it can't process an image by rows: "
             "give a sliding window, or a model without such parts"
         )
     for index, image in enumerate(images):
@@ -159,7 +159,7 @@ def _segmented(
 
 @contextmanager
 def labels_of(rows: ImageRows, network: Segmenter, info: SegmenterInfo, full_size: FullSize) -> Iterator[LabelStore]:
-    """Computes the labels of an image at full size, and yields their store; see `segment_large_each`."""
+    """Computes the labels of an image at full size, and yields the store with all labels. See `segment_large_each`."""
     xcit = network.backbone.xcit
     assert isinstance(xcit, FusedXCiT)
     spec = Preprocessing(mean=info.preprocessing.mean, std=info.preprocessing.std)
@@ -256,5 +256,5 @@ class _Unread:
         self.height, self.width, self.channels = height, width, channels
 
     def read(self, start: int, end: int) -> torch.Tensor:
-        """Raises an error, because the map has no values."""
+        """Always raises an error, because the map has no values."""
         raise NotImplementedError

@@ -28,7 +28,7 @@ CONFIG = "config.yaml"
 """Name of the file in a run's folder with the complete config, including the values that come from the data."""
 
 _FAR = 2.0
-"""There is a warning if the global batch size differs from the recipe's by this factor or more."""
+"""The user gets a warning if the global batch sizes of the run and the recipe differ by this factor or more."""
 
 
 def train(
@@ -142,7 +142,7 @@ def build_task(config: TrainingConfig, layout: Layout, *, is_new: bool = True) -
         kind.check(config)
     started_from = getattr(config, field)
     task = kind.task(config if is_new else replace(config, **{field: kind.resumed(started_from)}), layout)
-    # The file of an exported adapter contains the name of the base model, also in a resumed run.
+    # The config gets the original value back, because an exported adapter contains the name of its base model.
     task.config = replace(task.config, **{field: started_from})
     return task, task.config
 
@@ -163,13 +163,13 @@ def check_run(config: TrainingConfig, directory: Path, resume: str | os.PathLike
         resume = last if last.exists() else None
     if resume is None:
         if last.exists():
-            raise XCiTError(f"{directory} holds a run already: resume it, or choose another folder")
+            raise XCiTError(f"{directory} already contains a run: resume it, or choose another folder")
         return None
     checkpoint = Path(resume) / LAST if Path(resume).is_dir() else Path(resume)
     if not checkpoint.exists():
         raise XCiTError(f"{checkpoint}: no such checkpoint to resume from")
     if last.exists() and checkpoint.parent.resolve() != directory.resolve():
-        raise XCiTError(f"{directory} holds another run than {checkpoint}: choose another folder")
+        raise XCiTError(f"{directory} contains another run than that of {checkpoint}: choose another folder")
     if (checkpoint.parent / CONFIG).exists():
         own = get_recipe(str(checkpoint.parent / CONFIG))
         _check_distillation(own, checkpoint)
@@ -208,9 +208,9 @@ def _check_distillation(config: TrainingConfig, checkpoint: Path) -> None:
 
 
 def describe_batch(config: TrainingConfig, layout: Layout) -> list[str]:
-    """Returns a line about the division of the global batch and the learning rate.
+    """Returns a line about the learning rate and the division of the global batch into parts.
 
-    If the batch size differs much from the recipe's, a warning follows.
+    If the batch size is very different from the recipe's batch size, the second line is a warning.
     """
     lines = [
         f"global batch {layout.batch_size} = {layout.world_size} process{'es' * (layout.world_size > 1)} x "
@@ -222,14 +222,15 @@ def describe_batch(config: TrainingConfig, layout: Layout) -> list[str]:
         ratio = layout.batch_size / recipe.run.batch_size
         if not 1 / _FAR < ratio < _FAR:
             lines.append(
-                f"warning: the recipe's global batch is {recipe.run.batch_size}, with learning rate "
-                f"{recipe.optimizer.lr:g}; this run's is {layout.batch_size}, and the learning rate is not changed for "
-                f"it: in proportion it would be optimizer.lr {recipe.optimizer.lr * ratio:.3g}"
+                f"warning: the recipe has learning rate {recipe.optimizer.lr:g} for a global batch of "
+                f"{recipe.run.batch_size} images, but this run has a global batch of {layout.batch_size} images: the "
+                "learning rate is not changed automatically; in proportion to the batch, it would be "
+                f"{recipe.optimizer.lr * ratio:.3g} (optimizer.lr)"
             )
     return lines
 
 
 def describe_watching(config: TrainingConfig) -> list[str]:
-    """Returns a warning if a run is evaluated on its training images, so that its figures are too good."""
+    """Returns a warning if a run is evaluated on its training images, because its results are then too good."""
     reason = TASKS[config.task].flattered(config)
     return [f"warning: {reason}"] if reason else []

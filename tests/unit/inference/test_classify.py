@@ -265,7 +265,7 @@ def test_endless_input_is_read_only_a_little_ahead(model, arrays, each, batch_si
 
 
 def test_model_without_info_is_refused(paths):
-    with pytest.raises(XCiTError, match=r"the model has no preprocessing: take it from xcit\.get_model"):
+    with pytest.raises(XCiTError, match=r"the model has no preprocessing: load the model with xcit\.get_model"):
         predict(paths, XCiT(XCiTConfig(patch_size=8, embed_dim=16, depth=1, num_heads=2)))
 
 

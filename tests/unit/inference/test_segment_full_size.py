@@ -278,14 +278,14 @@ def test_mistakes_are_said_before_the_first_pass(
     assert "has 2 channels, the model takes 3: choose bands" in reason(picture(64, 64)[:, :, :2], on_scratch)
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
     assert "GB of scratch files are needed, 0.00 GB are free" in reason(picture(64, 64), on_scratch)
-    with pytest.raises(XCiTError, match="memory is only for full-size passes"):
+    with pytest.raises(XCiTError, match="memory is used only with full_size"):
         segment([picture(64, 64)], models["upernet"], memory="1GB")
     with pytest.raises(XCiTError, match="memory can't be combined with a window"):
         segment([picture(64, 64)], models["upernet"], full_size=True, memory="1GB", window=SlidingWindow())
     watched: Any = models["upernet"].fuse()
     watched.head.fusion.conv.register_forward_hook(lambda *_: None)
     assert not watched.goes_by_rows
-    with pytest.raises(XCiTError, match="can't go over an image by rows: give a sliding window"):
+    with pytest.raises(XCiTError, match="can't process an image by rows: give a sliding window"):
         list(segment_large_each([picture(64, 64)], watched, INFO, FullSize()))
 
 

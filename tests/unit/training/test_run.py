@@ -42,12 +42,12 @@ def test_a_run_is_found_again(tmp_path: Path, resume: str) -> None:
 
 def test_a_run_is_not_written_over(tmp_path: Path) -> None:
     (tmp_path / "last.pt").touch()
-    with pytest.raises(XCiTError, match=r"holds a run already: resume it, or"):
+    with pytest.raises(XCiTError, match=r"already contains a run: resume it, or"):
         check_run(PICO, tmp_path, None)
     other = tmp_path / "other"
     other.mkdir()
     (other / "last.pt").touch()
-    with pytest.raises(XCiTError, match=r"holds another run than"):
+    with pytest.raises(XCiTError, match=r"contains another run than"):
         check_run(PICO, tmp_path, other)
 
 
@@ -129,8 +129,9 @@ def test_a_batch_far_from_the_recipe_s_is_warned_of() -> None:
     lines = describe_batch(NANO, Layout(batch_size=64))
     assert lines[0] == "global batch 64 = 1 process x 1 part x 64 images, learning rate 0.001"
     assert lines[1] == (
-        "warning: the recipe's global batch is 1024, with learning rate 0.001; this run's is 64, and the learning rate "
-        "is not changed for it: in proportion it would be optimizer.lr 6.25e-05"
+        "warning: the recipe has learning rate 0.001 for a global batch of 1024 images, but this run has a global "
+        "batch of 64 images: the learning rate is not changed automatically; in proportion to the batch, it would be "
+        "6.25e-05 (optimizer.lr)"
     )
     assert len(describe_batch(NANO, Layout(batch_size=768))) == 1
 

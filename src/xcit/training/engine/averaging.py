@@ -1,4 +1,4 @@
-"""The moving average of the weights, and a warning if it still contains much of the run's initial weights."""
+"""The moving average of the weights, and a warning if the initial weights are still a large share of the average."""
 
 import math
 from typing import TYPE_CHECKING
@@ -11,20 +11,20 @@ if TYPE_CHECKING:
     import timm.utils
 
 _MUCH = 0.1
-"""There is a warning if the share of the initial weights in the final average is larger than this number."""
+"""The user gets a warning if the share (0..1) of the initial weights in the final average is above this number."""
 
 _LITTLE = 0.01
-"""The warning suggests a decay that leaves this share of the initial weights in the final average."""
+"""The warning suggests a decay with which the initial weights have this share (0..1) in the final average."""
 
 
 def build_average(model: nn.Module, run: RunConfig, *, is_sharded: bool) -> "timm.utils.ModelEmaV3 | None":
-    """Returns the moving average of a model's weights and statistics; None if the run has no average.
+    """Returns the moving average of a model's weights and batch-norm statistics; None if the run has no average.
 
     At the start, the average is a copy of the model.
     """
     if not run.ema_decay:
         return None
-    import timm.utils  # imported here, so that recipes can be read if the extra `train` is not installed
+    import timm.utils  # imported here, so that recipes can be read without the extra `train`
 
     return timm.utils.ModelEmaV3(model, decay=run.ema_decay, use_warmup=run.ema_warmup, foreach=not is_sharded)
 
@@ -38,7 +38,10 @@ def move_average(average: "timm.utils.ModelEmaV3", model: nn.Module, num_steps_d
 
 
 def describe_average(run: RunConfig, *, num_steps: int, num_epochs: int) -> list[str]:
-    """Returns a message if the average consists largely of the initial weights, at the end or for many epochs.
+    """Returns a message for the user if the average contains a large share of the initial weights for many steps.
+
+    If the share is still large at the end of the run, the message is a warning. Otherwise, if the share is above one
+    half at the first evaluation, the message says in which epoch the share falls to one half.
 
     Args:
         run: the settings of the run, with `ema_decay`.
@@ -46,7 +49,7 @@ def describe_average(run: RunConfig, *, num_steps: int, num_epochs: int) -> list
         num_epochs: number of epochs of the run.
 
     Returns:
-        One line for the user, or an empty list.
+        A list with the message (one line), or an empty list if there is nothing to report.
     """
     if not run.ema_decay or run.ema_warmup:
         return []
@@ -55,7 +58,7 @@ def describe_average(run: RunConfig, *, num_steps: int, num_epochs: int) -> list
     if share > _MUCH:
         return [
             f"warning: the averaged weights are evaluated and exported, but after the {total} steps of this run, "
-            f"{share:.0%} of them will still be the initial weights (run.ema_decay {run.ema_decay:g}): set "
+            f"{share:.0%} of the average will still be the initial weights (run.ema_decay {run.ema_decay:g}): set "
             f"run.ema_warmup true, or run.ema_decay {_LITTLE ** (1 / total):.3g}"
         ]
     half_life = math.log(0.5) / math.log(run.ema_decay)

@@ -61,7 +61,7 @@ class _CPUSyncBatchNorm(nn.BatchNorm2d):
         if not self.training:
             return super().forward(image)
         world_size = torch.distributed.get_world_size()
-        image = image.float()  # also under autocast, because a mean of squares needs more than 16 bits
+        image = image.float()  # autocast is ignored: a mean of squares needs more than 16 bits
         mean = _SumOverProcesses.apply(image.mean(dim=(0, 2, 3))) / world_size
         centred = image - mean[:, None, None]
         variance = _SumOverProcesses.apply(centred.square().mean(dim=(0, 2, 3))) / world_size

@@ -31,7 +31,7 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
 
 
 def keep_checkpoint(path: Path, name: str) -> None:
-    """Keeps a checkpoint under a second file name in the same folder.
+    """Stores a checkpoint under a second file name in the same folder.
 
     The second file is a hard link. If the file system does not support hard links, it is a copy.
 
@@ -47,7 +47,7 @@ def keep_checkpoint(path: Path, name: str) -> None:
 
 
 def keep_latest(path: Path, num_steps_done: int, num_kept: int) -> None:
-    """Keeps a checkpoint as `step-<number of finished steps>.pt`. Only the `num_kept` latest of these files remain."""
+    """Stores a checkpoint as `step-<finished steps>.pt`, and deletes all of these files except the last `num_kept`."""
     keep_checkpoint(path, f"step-{num_steps_done:08d}.pt")
     for old in sorted(path.parent.glob("step-*.pt"))[:-num_kept]:
         old.unlink(missing_ok=True)
@@ -62,7 +62,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         with regular(path).open("rb") as file:
             is_zip = file.read(2) == b"PK"
-        # The file is read and not memory-mapped, because the run writes its next checkpoint to the same path.
+        # The file must not be memory-mapped, because the run writes its next checkpoint to the same path.
         state = read_pickle(path, zipped=is_zip, mapped=False)
     except FileNotFoundError:
         raise XCiTError(f"{path}: no such checkpoint") from None
@@ -70,7 +70,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise XCiTError(f"{path}: can't be read: {error.strerror or error}") from None
     except XCiTError as error:
         reason = str(error).removeprefix(f"{path} ")
-        raise XCiTError(f"{path}: not a checkpoint of a run, or damaged; no code in it was run ({reason})") from error
+        raise XCiTError(
+            f"{path}: not a checkpoint of a run, or damaged; no code from the file was executed ({reason})"
+        ) from error
     if not isinstance(state, dict) or "optimizer" not in state:
         raise XCiTError(f"{path}: not a checkpoint of a run")
     return state

@@ -75,8 +75,8 @@ class ScheduleConfig:
             `decay` at each epoch in `milestones`. With "linear" and "milestones", the decreasing learning rate is also
             multiplied during the warm-up by a factor that rises to 1, as in mmcv.
         warmup_steps: number of steps of the warm-up. If this is not 0, `warmup_epochs` is ignored.
-        milestones: for "milestones": epochs, counted from 0, at the start of which the learning rate decreases.
-        decay: for "milestones": factor of each decrease.
+        milestones: for "milestones": the learning rate decreases at the start of these epochs, counted from 0.
+        decay: for "milestones": factor by which the learning rate is multiplied at each milestone.
     """
 
     epochs: int = 300
@@ -115,17 +115,18 @@ class RunConfig:
             sharded.
         sync_batch_norm: whether batch norms compute their statistics over the images of all processes. Otherwise each
             process uses only its own images. In both cases, only the images of the current forward pass count.
-        grad_checkpointing: recompute activations in the backward pass. This saves memory, and a step takes a third
+        grad_checkpointing: recompute activations in the backward pass. A step then needs less memory, but takes a third
             longer.
         compile: compile the model with torch.compile.
         ema_decay: decay of the moving average of the weights; 0 means no average. If there is an average, it is
             evaluated and exported instead of the trained weights.
         ema_warmup: let the decay rise to `ema_decay`. At step t, counted from 1, the decay is 1 - t^(-2/3), but at most
             `ema_decay`. So the average contains nothing of the initial weights from the first step on. Without the
-            warm-up, as in the authors' runs, the initial weights keep a share of 5% after about 3 / (1 - ema_decay)
-            steps.
-        num_workers: number of processes that read data, for each training process; with 0 the training process reads.
-        max_unreadable: share (0..1) of the training images that may be unreadable. With more, the run fails.
+            warm-up, as in the authors' runs, the initial weights still have a share of 5% after about
+            3 / (1 - ema_decay) steps.
+        num_workers: number of processes that read data, for each training process; with 0 the training process itself
+            reads data.
+        max_unreadable: share (0..1) of the training images that may be unreadable. If there are more, the run fails.
         evaluate_every: number of epochs between evaluations.
         log_every: number of steps between lines of the log.
         save_every_steps: number of steps between checkpoints within an epoch. With 0, checkpoints are written only at

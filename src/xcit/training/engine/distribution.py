@@ -41,8 +41,8 @@ class Processes:
         """Connects this process to the other processes, if torchrun started several.
 
         Raises:
-            XCiTError: if the processes can't connect, the batch can't be divided among them, or settings contradict
-                each other.
+            XCiTError: if the processes can't connect, the batch can't be divided among them, or settings of the
+                run contradict each other.
         """
         if run.dtype == "float16" and device.type != "cuda":
             raise XCiTError(f"run.dtype float16 needs a GPU, not {device}: use bfloat16")
@@ -80,7 +80,8 @@ class Processes:
     def prepare_model(self, model: nn.Module) -> nn.Module:
         """Moves a model to this process's device, and sets up synchronised batch norms and gradient checkpointing.
 
-        Both are only set up if the settings of the run contain them. Call this method before `share_model`.
+        Each of the two is set up only if it is turned on in the settings of the run. Call this method before
+        `share_model`.
 
         Raises:
             XCiTError: if the run uses gradient checkpointing, and the model does not support it.
@@ -128,7 +129,7 @@ class Processes:
 
     @contextmanager
     def accumulating(self, model: nn.Module, *, last: bool) -> Iterator[None]:
-        """Returns a context for the forward and backward pass of one part of a batch.
+        """Returns a context for the forward and backward pass of one part of a batch (see `Layout`).
 
         Gradients are synchronised among the processes only if this is the last part.
         """
@@ -152,7 +153,7 @@ class Processes:
     def clip_gradients(self, model: nn.Module, max_norm: float, mode: Literal["all", "each"]) -> None:
         """Scales gradients down to a norm of at most `max_norm`.
 
-        This is the norm of all gradients together ("all"), or of the gradient of each parameter ("each").
+        Mode "all" limits the norm of all gradients together. Mode "each" limits the norm of each parameter's gradient.
         """
         if mode == "all":
             nn.utils.clip_grad_norm_(model.parameters(), max_norm)

@@ -90,7 +90,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 def draw_run(directory: Path, title: str, announce: Callable[[str], None]) -> None:
     """Draws the curves of a run's log to `curves.png` in the run's folder, if the log exists.
 
-    If the curves can't be drawn, the user only gets a warning, because an error would hide how the run ended.
+    If the curves can't be drawn, the run prints only a warning, because an error would hide how the run ended.
     """
     try:
         if (directory / LOG).exists():

@@ -29,10 +29,10 @@ from xcit.training.engine.task import Closes, StepHooks, Task
 from xcit.writing import remove_unfinished, whole_file
 
 WEIGHTS, BEST_WEIGHTS, UNREADABLE = "model.safetensors", "best.safetensors", "unreadable.txt"
-"""Files in a run's folder: the last weights, the weights with the best figure, and the list of unreadable inputs."""
+"""Files in a run's folder: the last weights, the best weights (see `train_task`), and the list of unreadable inputs."""
 
 _GPU_INTERVAL = 20
-"""On a GPU, the losses are read once in this number of steps, because each read waits for the GPU."""
+"""Number of steps between two reads of the losses on a GPU. Reads are rare, because each read waits for the GPU."""
 
 
 def train_task(
@@ -48,8 +48,8 @@ def train_task(
 ) -> dict[str, float]:
     """Trains a task, and writes the last weights to `model.safetensors` in the run's folder.
 
-    If the run has a moving average of the weights, the last average is written. The last weights are the result of the
-    run. They are not selected by their figures, so the figures have no selection bias.
+    If the run has a moving average of the weights, the last average is written. The result of a run is its last
+    weights, not its best weights, so that the figures (results of the evaluation) have no selection bias.
 
     The function also writes these files to the folder:
 
@@ -162,7 +162,7 @@ class _Loop:
             epoch = position.epoch + 1
             figures = None
             if epoch == self.config.schedule.epochs or epoch % self.config.run.evaluate_every == 0:
-                self.save()  # because the run may be killed during a long evaluation
+                self.save()  # the run may be killed during a long evaluation
                 figures = self.evaluate()
             self.write_epoch(figures or {})
             position.epoch, position.step, position.losses = epoch, 0, 0.0
@@ -333,8 +333,8 @@ class _Loop:
         figure = figures[self.task.watch]
         if position.best is None or figure > position.best:
             position.best = figure
-            # `best.pt` is written before the next save. If the run is killed before this save, the resumed run repeats
-            # the evaluation and writes `best.pt` again.
+            # The new `position.best` is saved only with the next checkpoint. If the run is killed before, the resumed
+            # run repeats the evaluation and writes `best.pt` again.
             if self.processes.is_main:
                 keep_checkpoint(self.last, BEST)
             self.export(BEST_WEIGHTS)
@@ -384,9 +384,9 @@ class _Loop:
 
 
 def _set_training(model: nn.Module) -> None:
-    """Sets a model to training mode, but its modules with only frozen parameters to evaluation mode.
+    """Sets a model to training mode, except modules with only frozen parameters.
 
-    In evaluation mode, batch norms do not update their statistics.
+    Such a module is set to evaluation mode. In evaluation mode, batch norms do not update their statistics.
     """
     model.train()
     for module in model.modules():

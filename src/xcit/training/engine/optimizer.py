@@ -1,4 +1,4 @@
-"""Builds the optimiser, with and without weight decay for each parameter as published, and schedules weight decay."""
+"""Builds the optimiser, chooses which parameters have weight decay, and schedules the weight decay."""
 
 import math
 from typing import Any
@@ -16,14 +16,14 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     Args:
         model: the model to train. If `layer_decay` is below 1, it must have a method `group_matcher`, which gives the
             order of the layers, as in timm's models.
-        config: the settings. If `layer_decay` is below 1, each parameter group has a factor `lr_scale`. The schedule
+        config: the settings. If `layer_decay` is below 1, each parameter group gets a factor `lr_scale`. The schedule
             multiplies the learning rate by this factor.
 
     Raises:
         XCiTError: if every parameter is frozen, or if the settings need a method `group_matcher` or `no_weight_decay`
             that the model does not have.
     """
-    import timm.optim  # imported here, so that recipes can be read if the extra `train` is not installed
+    import timm.optim  # imported here, so that recipes can be read without the extra `train`
 
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise XCiTError("every parameter is frozen: there is nothing left to train")

@@ -16,9 +16,10 @@ from xcit.training.engine.task import Closes, Layout, Task
 class EpochParts:
     """This process's parts of an epoch's batches. The method `next` returns one part after another.
 
-    A stop signal may also kill the workers in the middle of a step. The step must still be finished: it has already
-    updated statistics (of batch norms, of a DINO teacher), and the other training processes wait for this process. So
-    new workers read the missing parts, this process finishes the step, and all processes stop after the same step.
+    A stop signal may also kill the workers in the middle of a step. The step must still be finished, because it has
+    already updated statistics (of batch norms, of a DINO teacher), and the other training processes wait for this
+    process. So new workers read the missing parts, this process finishes the step, and all processes stop after the
+    same step.
     """
 
     def __init__(self, task: Task, layout: Layout, signals: StopSignals, *, epoch: int, first_step: int) -> None:
@@ -47,7 +48,7 @@ class EpochParts:
                 if isinstance(self._task, Closes):
                     self._task.close()
             else:
-                self._signals.hold_children()  # torch installs its handler when it starts the workers
+                self._signals.hold_children()  # torch sets its own handler when workers start
                 self._num_given += 1
                 return part
 

@@ -16,7 +16,8 @@ class Progress:
         loss: loss of the last step, averaged over all processes. After an evaluation: mean loss of the epoch.
         lr: learning rate of the next step.
         images_per_second: images per second of all processes together, since this epoch started or was resumed.
-        data_wait: fraction (0..1) of the time since then that this process spent waiting for data.
+        data_wait: fraction (0..1) of the time that this process waited for data, since this epoch started or was
+            resumed.
         figures: results of the evaluation, by name; None if the report does not follow an evaluation.
     """
 

@@ -16,7 +16,7 @@ from xcit.errors import XCiTError
 from xcit.weights.plain import tensor_problem, type_problem
 
 _MOST_STEPS = 2**53
-"""A limit of the number of steps. Every run has fewer steps."""
+"""Upper limit of the number of steps of a run. A checkpoint with more steps is damaged."""
 
 _SET_BY_TORCH = frozenset(
     ("amsgrad", "maximize", "foreach", "capturable", "differentiable", "fused", "decoupled_weight_decay", "nesterov")
@@ -27,7 +27,9 @@ _MOMENTS = {torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"), torch.optim.SG
 
 
 def check_counts(state: Mapping[str, Any], source: str) -> None:
-    """Checks that a state has all entries, and that its position, number and size of batches and loss scale are valid.
+    """Checks that a state has all entries, and that all its numbers are valid.
+
+    The numbers are the position, the loss scale, and the number and size of the batches.
 
     Args:
         state: the state from a checkpoint.

@@ -39,7 +39,7 @@ class StopSignals:
         """Replaces torch's SIGCHLD handler, so that the death of a worker does not interrupt this process.
 
         A worker is a process that reads data. torch's handler raises an error as soon as a worker dies, even if this
-        process is in the middle of an optimiser step. Without this handler, the data loader still reports the dead
+        process is in the middle of an optimiser step. Without torch's handler, the data loader still reports the dead
         worker, but only some seconds after it is asked for more data.
         """
         if threading.current_thread() is not threading.main_thread():

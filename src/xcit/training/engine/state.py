@@ -29,8 +29,8 @@ class Position:
 
     Attributes:
         epoch: index of the current epoch, counted from 0.
-        step: number of finished steps of this epoch. After the last step, `step` is the number of steps per epoch until
-            the epoch has been evaluated.
+        step: number of finished steps of this epoch. After the last step, it equals the number of steps per epoch. It
+            becomes 0 when the epoch has been evaluated and `epoch` increases by 1.
         losses: sum of the losses of the finished steps of this epoch.
         best: the best figure so far; None before the first evaluation.
     """
@@ -119,8 +119,8 @@ class TrainState:
 
         Raises:
             XCiTError: if the state is damaged, if it belongs to another model or optimiser, or if averaging of weights
-                was turned on or off. It is also an error if the state is from the middle of an epoch, and the number
-                or size of the batches has changed. After an error, the run is unchanged.
+                was on before and is off now, or the reverse. It is also an error if the state is from the middle of an
+                epoch, and the number or size of the batches has changed. After an error, the run is unchanged.
         """
         check_counts(state, source)
         position = Position(**state["position"])
@@ -135,7 +135,8 @@ class TrainState:
             position.step = min(position.step, self.num_steps)
         if (state["ema"] is None) != (self.ema is None):
             raise XCiTError(
-                f"{source} was written with another run.ema_decay: keep averaging of weights on or off, as before"
+                f"{source} was written with another run.ema_decay: keep averaging of weights on if it was on, and off "
+                "if it was off"
             )
         # Everything is checked before anything is loaded, so that the run is unchanged after an error.
         check_tensors(self.model.state_dict(), state["model"], source)

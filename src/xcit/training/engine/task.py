@@ -78,7 +78,8 @@ class Task(Protocol):
 
     Attributes:
         model: the model to train.
-        watch: name of the figure that selects the best checkpoint (higher is better); "" if no checkpoint is selected.
+        watch: name of the figure (result of the evaluation) that selects the best checkpoint: the checkpoint with the
+            highest figure. "" if no checkpoint is selected.
     """
 
     model: nn.Module
@@ -106,7 +107,7 @@ class Task(Protocol):
         """Returns scalars by name. All scalars are logged, and the scalar "loss" is minimised."""
 
     def evaluate(self, model: nn.Module, layout: Layout, reduce: Reduce) -> dict[str, float]:
-        """Returns figures on the validation data, by name.
+        """Returns the figures, such as accuracy and loss, on the validation data, by name.
 
         Each input is counted once, and all processes get the same figures.
         """
@@ -122,7 +123,8 @@ class Closes(Protocol):
     def close(self) -> None:
         """Closes the resources.
 
-        The engine calls this method at the end of a run, also after an error, and when data-reading processes died.
+        The engine calls this method at the end of a run, also after an error, and when processes that read data
+        have died.
         """
 
 
@@ -148,4 +150,4 @@ class StepHooks(Protocol):
         """Called after the optimiser's step, with the same `step` as in `before_update`."""
 
     def concerns(self, step: int, losses: dict[str, float]) -> Sequence[str]:
-        """Returns warnings to print about a step; `losses` are the scalars of `loss`, averaged over all processes."""
+        """Returns warnings to print about a step. `losses` are the results of `loss`, averaged over all processes."""

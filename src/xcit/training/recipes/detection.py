@@ -16,9 +16,9 @@ def detection(architecture: str) -> DetectionConfig:
 
     The command is `torchrun --nproc-per-node 8 -m xcit train mask-rcnn_xcit-small-12-p16_3x_coco --data COCO`. The
     initial weights of the backbone are those of the distilled 384-pixel classifier of the same architecture, as in the
-    authors' example for small-12-p16. The authors did not publish the initial weights for the other architectures. The
-    expected AP is unknown, because nobody has run this recipe yet. The goal is the AP of the published detector, which
-    `xcit info` prints.
+    authors' example for small-12-p16. For the other architectures, the authors did not say which initial weights they
+    used. The expected AP is unknown, because nobody has run this recipe yet. The goal is the AP of the published
+    detector, which `xcit info` prints.
 
     This recipe differs from the authors' training in one point: it uses bfloat16, and the authors used float16
     (`--run.dtype float16`).

@@ -21,7 +21,7 @@ DROP_PATH_RATES = {
     "medium-24": 0.15,
     "large-24": 0.2,
 }
-"""The rate of stochastic depth for each model size. All XCA blocks have the same rate. `official` gives the sources."""
+"""The rate of stochastic depth for each model size, the same in all XCA blocks. For the sources, see `official`."""
 
 
 def official(architecture: str) -> ClassificationConfig:
@@ -33,7 +33,7 @@ def official(architecture: str) -> ClassificationConfig:
 
     The rates of stochastic depth have three sources. The rate 0.05 for small-12 is from the authors' published command.
     The rates 0 for tiny-12, 0.1 for small-24 and 0.15 for medium-24 are from the authors' detection and segmentation
-    configs. The rates 0 for nano-12, 0.05 for tiny-24 and 0.2 for large-24 are our choice, similar to the others.
+    configs. The rates 0 for nano-12, 0.05 for tiny-24 and 0.2 for large-24 are our choice, similar to the other rates.
 
     The authors set colour jitter to 0.4, but timm ignores colour jitter when RandAugment is on. Therefore this recipe
     has no colour jitter.

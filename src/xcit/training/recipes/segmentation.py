@@ -17,9 +17,9 @@ def segmentation(kind: SegmenterKind, architecture: str) -> SegmentationConfig:
 
     The command is `torchrun --nproc-per-node 8 -m xcit train upernet_xcit-small-12-p16_160k_ade20k --data
     ADEChallengeData2016`. The initial weights of the backbone are those of the distilled 384-pixel classifier of the
-    same architecture, as in the authors' example for small-12-p16. The authors did not publish the initial weights for
-    the other architectures. The expected mIoU is unknown, because nobody has run this recipe yet. The goal is the mIoU
-    of the published segmenter, which `xcit info` prints.
+    same architecture, as in the authors' example for small-12-p16. For the other architectures, the authors did not say
+    which initial weights they used. The expected mIoU is unknown, because nobody has run this recipe yet. The goal is
+    the mIoU of the published segmenter, which `xcit info` prints.
 
     An epoch of this recipe is a tenth of the run, because the authors evaluated their models ten times in a run. This
     recipe differs from the authors' training in one point: it changes hue and saturation in Pillow's 8-bit HSV, and the

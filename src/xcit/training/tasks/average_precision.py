@@ -79,7 +79,7 @@ def average_precision(images: CocoImages, measured: Sequence[int], rows: Sequenc
     common = [{"image_id": ids[row.image], "category_id": row.category_id, "score": row.score} for row in rows]
     found = {
         "bbox": [{**own, "bbox": list(row.box)} for own, row in zip(common, rows, strict=True)],
-        # Without a box, the size of a detection (small, medium, large) is computed from its mask.
+        # These rows have no box, so that the size of a detection (small, medium, large) is computed from its mask.
         "segm": [{**own, "segmentation": row.mask} for own, row in zip(common, rows, strict=True)],
     }
     stats = []

@@ -128,7 +128,7 @@ def evaluate_classification(
         spec: the preprocessing of the images.
         how: batch size, number of workers, device and precision.
         num_classes: number of classes of the model.
-        layout: rank and number of the processes. Each process evaluates its share of the images.
+        layout: rank of this process, and number of processes. Each process evaluates its share of the images.
         reduce: sums a tensor over the processes, so that every process gets the results for all images.
         report: called with the number of images of each batch.
 
@@ -254,7 +254,7 @@ class ClassificationTask(TaskWithAdapters):
         }
 
     def _label_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Returns the loss for labels (B,), or for mixed labels (B, num_classes), which are already smoothed."""
+        """Returns the loss for labels (B,), or for mixed labels (B, num_classes), which include the label smoothing."""
         smoothing = self.config.augmentation.label_smoothing if targets.ndim == 1 else 0.0
         weights = class_weights_on(logits.device, self.config.class_weights)
         if weights is None:

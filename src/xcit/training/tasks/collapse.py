@@ -11,13 +11,13 @@ _WINDOW = 50
 """The number of steps over which the measured values are averaged, because a few steps may look like a collapse."""
 
 _SMALLEST_SPREAD = 0.05
-"""The smallest normal spread of features.
+"""If the spread of the features is at most this number, the run has collapsed.
 
 The features of an untrained network have a spread of about 0.3. In a trained network, the spread is larger.
 """
 
 _SMALLEST_DIVERGENCE = 0.01
-"""The smallest normal divergence between teacher and student, as a fraction of the largest possible entropy.
+"""If the divergence between teacher and student is at most this fraction of the maximum entropy, the run has collapsed.
 
 In the DINO paper, the divergence goes to 0 in the runs that collapse (arXiv 2104.14294, figure 7).
 """
@@ -72,10 +72,10 @@ class CollapseWatch:
                 f"the teacher's features were nearly the same for all images (spread {spread:.3f} of 1): try a lower "
                 "optimizer.lr or more schedule.warmup_epochs"
             )
-        told = f"teacher and student said the same of all images (divergence {divergence:.3f} nats), "
+        told = f"teacher and student gave the same output for all images (divergence {divergence:.3f} nats); "
         if entropy > self._largest_entropy / 2:
             return told + (
-                f"all outputs alike (entropy {entropy:.2f} of {self._largest_entropy:.2f}): try a lower "
+                f"the output was nearly uniform (entropy {entropy:.2f} of {self._largest_entropy:.2f}): try a lower "
                 "dino.teacher_temperature"
             )
-        return told + f"one output (entropy {entropy:.2f}): try a lower dino.center_momentum"
+        return told + f"few entries dominated the output (entropy {entropy:.2f}): try a lower dino.center_momentum"

@@ -138,9 +138,10 @@ def evaluate_detection(
         images: the images to evaluate. Their classes are matched with the model's classes by name, or by order if the
             model's classes have no names.
         num_workers: number of processes that read images; with 0 this process reads them.
-        layout: rank and number of the processes. Each process evaluates its share of the images, and gets the results
-            for all images.
-        full_size: process images at their original size, in stripes; None resizes them as the model's config says.
+        layout: rank of this process, and number of processes. Each process evaluates its share of the
+            images, and gets the results for all images.
+        full_size: options to process images at their original size, in stripes. None means that images are resized as
+            the model's config says.
         report: called with 1 after each image.
 
     Raises:
@@ -182,9 +183,10 @@ def evaluate_detection(
 def _found(
     model: "MaskRCNN", images: CocoImages, layout: Layout, num_workers: int
 ) -> Iterator[tuple[int, "Detections | str"]]:
-    """Yields the index of each image of this process's share, with its detections or the reason why it can't be read.
+    """Yields the index and the detections of each image in this process's share.
 
-    The images are resized as the model's config says.
+    The images are resized as the model's config says. For an image that can't be read, the reason is yielded instead of
+    the detections.
     """
     measured = _MeasuredImages(images, model.config.backbone.in_channels)
     for index, pixels, reason in one_by_one(measured, len(images), layout, num_workers):
@@ -194,9 +196,10 @@ def _found(
 def _found_whole(
     model: "MaskRCNN", images: CocoImages, layout: Layout, full_size: FullSize
 ) -> Iterator[tuple[int, "Detections | str"]]:
-    """Yields the index of each image of this process's share, with its detections or the reason why it can't be read.
+    """Yields the index and the detections of each image in this process's share.
 
-    The images are processed at their original size.
+    The images are processed at their original size. For an image that can't be read, the reason is yielded instead of
+    the detections.
     """
     from xcit.models.detection.roi_heads import MIN_SCORE
 
@@ -231,15 +234,15 @@ def match_categories(model: "MaskRCNN", images: CocoImages) -> dict[int, int]:
     if not names:
         if model.num_classes != len(images.class_names):
             raise XCiTError(
-                f"{images.source} has {len(images.class_names)} classes, and the model {model.num_classes} "
-                "classes without names"
+                f"{images.source} has {len(images.class_names)} classes, and the model has "
+                f"{model.num_classes} classes without names"
             )
         return dict(enumerate(images.category_ids, start=1))
     label_of = {name: label for label, name in enumerate(names, start=1)}
     if lacking := [name for name in images.class_names if name not in label_of]:
         raise XCiTError(
-            f"{images.source} has {len(images.class_names)} classes, and the model's {len(names)} do not include "
-            f"{some_of(map(repr, lacking))}"
+            f"{images.source} has {len(images.class_names)} classes, but the model's {len(names)} classes do not "
+            f"include {some_of(map(repr, lacking))}"
         )
     return {label_of[name]: number for name, number in zip(images.class_names, images.category_ids, strict=True)}
 

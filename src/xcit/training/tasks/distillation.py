@@ -102,7 +102,8 @@ def check_teacher(config: DistillationConfig, spec: Preprocessing, num_classes: 
         num_classes: the run's number of classes; 0 if it is not known yet.
 
     Raises:
-        XCiTError: if there is no such teacher, or if the teacher's known number of classes or channels does not fit.
+        XCiTError: if there is no such teacher, or if the teacher's number of classes or channels is known and does not
+            fit.
     """
     if not config.teacher:
         return
@@ -167,7 +168,7 @@ _Loaded = tuple[nn.Module, Preprocessing, list[tuple[str, ...]]]
 
 def _load_xcit(source: str, spec: Preprocessing) -> _Loaded:
     model = get_xcit(source, pretrained=True)
-    if model.info is None:  # the file has no preprocessing; all published XCiTs use ImageNet's
+    if model.info is None:  # all published XCiTs use ImageNet's mean and std
         return model, Preprocessing() if model.config.in_channels == len(IMAGENET_MEAN) else spec, []
     return model, model.info.preprocessing, [names for names in (model.info.class_ids, model.info.class_names) if names]
 

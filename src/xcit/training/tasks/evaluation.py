@@ -56,7 +56,7 @@ def logits_of(
         images: the images to evaluate.
         spec: preprocessing of the images.
         how: batch size, number of processes that read images, device and precision.
-        layout: rank and number of the processes.
+        layout: rank of this process, and number of processes.
         unreadable: list to which a line is added for each image that can't be read.
         report: called with the number of images of each batch.
 
@@ -83,7 +83,7 @@ def one_by_one(samples: Dataset[Any], num_samples: int, layout: Layout, num_work
     Args:
         samples: the samples to evaluate, such as images.
         num_samples: number of samples.
-        layout: rank and number of the processes.
+        layout: rank of this process, and number of processes.
         num_workers: number of processes that read samples; with 0 this process reads them.
     """
     return DataLoader(

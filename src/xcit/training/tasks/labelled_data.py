@@ -76,7 +76,7 @@ def open_data(data: str, *, val_data: str, holdout: float | None, num_classes: i
             data are the classes.
 
     Raises:
-        XCiTError: if there are no such data, if the class map is wrong or is given for a stream, if a class of the
+        XCiTError: if the data do not exist, if the class map is wrong or is given for a stream, if a class of the
             validation images has no training images, if there is only one class, or if images are held out of a folder
             that has validation images.
     """
@@ -138,8 +138,8 @@ def check_holdout(data: str, holdout: float) -> None:
     """
     if Path(data).is_dir() and has_validation(data):
         raise XCiTError(
-            f"holdout is {holdout:g}, but {data} has validation images, which would not be used: leave holdout out, "
-            "or give only the folder of the training images"
+            f"holdout is {holdout:g}, but {data} has validation images, which would not be used: do not set "
+            "holdout, or give only the folder of the training images"
         )
 
 
@@ -148,8 +148,8 @@ def held_out(images: LabelledImages, holdout: float) -> tuple[ImageSubset, Image
 
     Args:
         images: all images.
-        holdout: number of images to hold out. A number below 1 is a share of the images. If the images are files, this
-            share of each class is held out, and at least one image of each class that has two or more images.
+        holdout: number of images to hold out. A number below 1 is a share of the images. If the images are files, a
+            share applies to each class, and at least one image is held out of each class that has two or more images.
 
     Returns:
         The training images, and the held-out images.

@@ -29,7 +29,7 @@ from xcit.weights.files import digest, write_safetensors
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledFeatures:
-    """Features of the N images of a data set that could be read, in the order of the images.
+    """Features of the N readable images of a data set, in the order of the images.
 
     Attributes:
         features: (N, D) float32, where D is the width of the model.
@@ -121,8 +121,8 @@ def extract(
         processes: the processes that share the work.
         run: settings: `dtype` is the precision, `num_workers` the number of processes that read images, and
             `batch_size` the number of images that all processes together compute at once.
-        cache: folder of the cache; None means no cache. A cached file is used only for the same weights, data,
-            preprocessing and `dtype`.
+        cache: folder of the cache; None means no cache. A cached file is used only if it was computed with
+            the same weights, data, preprocessing and `dtype`.
         report: called with the number of images of each batch of this process.
         announce: called in the main process with a line for the user, if features could not be cached.
 

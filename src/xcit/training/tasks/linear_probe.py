@@ -40,7 +40,7 @@ class LinearConfig:
         class_map: file of a class map (see `read_class_map`); "" means that the names in the data are the classes.
         augmented: whether to train on random crops, as published. In this case, the features are computed again in each
             epoch. Otherwise, the training images are preprocessed as in evaluation, and their features are computed
-            only once, which takes a fraction of the time.
+            only once, so that the run is much shorter.
         lrs: learning rates; one classifier is trained with each. They refer to a global batch size of 256, and are
             scaled in proportion to the run's batch size.
         epochs: number of epochs.
@@ -68,7 +68,7 @@ class LinearConfig:
 
     @property
     def optimizer(self) -> OptimizerConfig:
-        """SGD with momentum and without weight decay, with the highest of the learning rates."""
+        """The optimiser: SGD with momentum and without weight decay. Its learning rate is the highest in the config."""
         lr = max(self.lrs) * self.run.batch_size / LR_BATCH
         return OptimizerConfig(kind="sgd", lr=lr, momentum=0.9, weight_decay=0.0)
 
@@ -83,7 +83,7 @@ class LinearAccuracy:
     """Results of the classifier that was trained with one learning rate.
 
     Attributes:
-        lr: the learning rate in the config.
+        lr: the learning rate, as given in the config.
         num_right1: number of images for which the class with the highest logit is right.
         num_right5: number of images for which the right class has one of the five highest logits.
         top1: `num_right1` as a percentage of the images.
@@ -141,7 +141,7 @@ class LinearTask(TaskWithLoader):
             info: classes and preprocessing of the exported classifier.
             train: the training images if `config.augmented` is true, otherwise their features.
             val: the features of the validation images.
-            layout: rank and number of the processes.
+            layout: rank of this process, and number of processes.
         """
         self.config, self.backbone, self.network, self.info, self._val = config, backbone, network, info, val
         self.accuracies: tuple[LinearAccuracy, ...] = ()
@@ -162,7 +162,7 @@ class LinearTask(TaskWithLoader):
 
     @property
     def best(self) -> LinearAccuracy:
-        """The result with the highest top-1 accuracy, or the first of several such results."""
+        """The result with the highest top-1 accuracy, or the first of several results with this accuracy."""
         return max(self.accuracies, key=lambda accuracy: accuracy.num_right1)
 
     def train_batches(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:

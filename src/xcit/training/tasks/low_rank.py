@@ -59,7 +59,7 @@ def check_lora(config: LoRAConfig, initialize: InitializeConfig, run: RunConfig)
         raise XCiTError("lora.rank adapts a trained model: set initialize.weights to the weights of that model")
     if initialize.stem:
         raise XCiTError(
-            "lora.rank does not change the model's own weights, such as the stem: leave initialize.stem out"
+            "lora.rank does not change the model's own weights, such as the stem: do not set initialize.stem"
         )
     if run.parallel == "fsdp2":
         raise XCiTError(

@@ -79,7 +79,7 @@ class MultiLabelConfig:
         for name in ("mixup", "cutmix", "label_smoothing"):
             if getattr(self.augmentation, name):
                 raise XCiTError(
-                    f"augmentation.{name}: the labels of several classes can't be mixed or smoothed: set it to 0"
+                    f"augmentation.{name}: images with several classes can't be mixed or smoothed: set this field to 0"
                 )
 
 
@@ -149,7 +149,7 @@ def evaluate_multi_label(
         targets: (N, K), 1 if an image has a class, otherwise 0.
         spec: the preprocessing of the images.
         how: batch size, number of workers, device and precision.
-        layout: rank and number of the processes. Each process evaluates its share of the images.
+        layout: rank of this process, and number of processes. Each process evaluates its share of the images.
         reduce: sums a tensor over the processes, so that every process gets the results for all images.
         report: called with the number of images of each batch.
 
@@ -221,8 +221,8 @@ class MultiLabelTask(TaskWithAdapters):
         if config.holdout:
             if has_validation_list(config.data):
                 raise XCiTError(
-                    f"holdout is {config.holdout:g}, but {config.data} has a val.csv, which would go unused: leave "
-                    "holdout out, or give train.csv as data"
+                    f"holdout is {config.holdout:g}, but {config.data} has a val.csv, which would not be used: do "
+                    "not set holdout, or give train.csv as data"
                 )
             train, watched = held_out(listed, config.holdout)
             return train, (watched, listed.targets)

@@ -204,8 +204,9 @@ def evaluate_segmentation(
         spec: the preprocessing of the images.
         how: number of workers, device and precision.
         window: sliding window over an image; None processes the whole image at once.
-        full_size: process images at their original size, in stripes; None resizes them as `spec` says.
-        layout: rank and number of the processes. Each process evaluates its share of the scenes.
+        full_size: options to process images at their original size, in stripes. None means that images are resized as
+            `spec` says.
+        layout: rank of this process, and number of processes. Each process evaluates its share of the scenes.
         reduce: sums a tensor over the processes, so that every process gets the results for all scenes.
         report: called with 1 after each scene.
 
@@ -248,7 +249,7 @@ def _counted(
     window: SlidingWindow | None,
     device: torch.device,
 ) -> Iterator[Tensor | str]:
-    """Yields the confusion matrix (K, K) of each scene of this process's share, or the reason why it can't be read."""
+    """Yields the confusion matrix (K, K) of each scene in this process's share; for an unreadable scene, the reason."""
     for pixels, labels, reason in one_by_one(_MeasuredScenes(scenes, spec), len(scenes), layout, how.num_workers):
         if reason:
             yield reason
@@ -266,7 +267,7 @@ def _counted_whole(
     spec: SegmentationPreprocessing,
     full_size: FullSize,
 ) -> Iterator[Tensor | str]:
-    """Yields the confusion matrix (K, K) of each scene of this process's share, or the reason why it can't be read.
+    """Yields the confusion matrix (K, K) of each scene in this process's share; for an unreadable scene, the reason.
 
     The images are processed at their original size. Pixels for which the image file has no data are left out.
     """
@@ -296,8 +297,8 @@ def pixel_loss(logits: Tensor, labels: Tensor, *, weights: Tensor | None = None,
     """Computes the cross-entropy or focal loss of logits (B, K, H, W) for labels (B, H, W), averaged over all pixels.
 
     loss = sum over pixels of weights[c] (1 - p)^gamma (-log p) / (B H W), where c is the true class of a pixel, and p
-    the probability of class c. Unlabelled pixels add nothing to the sum, but they are counted in B H W. The sum is
-    divided by B H W, and not by the sum of the pixels' weights, as in the training of the published models.
+    the probability of class c. Unlabelled pixels add nothing to the sum, but they are counted in B H W. As in the
+    training of the published models, the sum is divided by B H W, and not by the sum of the pixels' weights.
     """
     logits, labels = logits.float(), labels.long()
     if not focal_gamma:
@@ -305,8 +306,8 @@ def pixel_loss(logits: Tensor, labels: Tensor, *, weights: Tensor | None = None,
     weighted, plain = (
         F.cross_entropy(logits, labels, numbers, ignore_index=IGNORED, reduction="none") for numbers in (weights, None)
     )
-    # The distance is 1 - p. In float32, it is either 0 or much larger than 1e-9. At 0, a power with an exponent below 1
-    # has no finite derivative.
+    # The distance is 1 - p. It must not be 0, because the derivative of distance^gamma is infinite at 0 if gamma is
+    # below 1. The clamp changes no other value: in float32, a distance above 0 is much larger than 1e-9.
     distance = (-torch.expm1(-plain)).clamp(min=1e-9)
     return (distance**focal_gamma * weighted).sum() / labels.numel()
 

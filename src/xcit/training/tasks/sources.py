@@ -12,8 +12,8 @@ def find_source(source: str, field: str) -> Checkpoint | None:
     """Returns the checkpoint with the name `source`; None for a path, a URL or a repository. Reads no file.
 
     Args:
-        source: name or alias of a checkpoint, a URL, a repository of the Hub ("hf-hub:USER/REPO"), or a path. A key may
-            follow the path ("last.ckpt#model_ema").
+        source: name or alias of a checkpoint, a URL, a repository of the Hub ("hf-hub:USER/REPO"), or a path. A
+            path may end with the key of one set of weights in the file ("last.ckpt#model_ema").
         field: dotted name of the config field, for the error message.
 
     Raises:

@@ -59,8 +59,9 @@ def test_without_a_decay_there_is_no_average() -> None:
 def test_an_average_that_stays_the_start_is_warned_of() -> None:
     lines = describe_average(RunConfig(ema_decay=0.999), num_steps=30, num_epochs=2)
     assert lines == [
-        "warning: the averaged weights are evaluated and exported, but after the 60 steps of this run, 94% of them "
-        "will still be the initial weights (run.ema_decay 0.999): set run.ema_warmup true, or run.ema_decay 0.926"
+        "warning: the averaged weights are evaluated and exported, but after the 60 steps of this run, 94% of the "
+        "average will still be the initial weights (run.ema_decay 0.999): set run.ema_warmup true, or run.ema_decay "
+        "0.926"
     ]
     assert 0.926**60 < 0.011
 

@@ -94,7 +94,7 @@ def test_a_hostile_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
     path, marker = tmp_path / "last.pt", tmp_path / "run"
     torch.save({**STATE, "more": Hostile(marker)}, path)
     with pytest.raises(
-        XCiTError, match=r"last\.pt: not a checkpoint of a run, or damaged; no code in it was run"
+        XCiTError, match=r"last\.pt: not a checkpoint of a run, or damaged; no code from the file was executed"
     ) as caught:
         load_checkpoint(path)
     assert "\n" not in str(caught.value)

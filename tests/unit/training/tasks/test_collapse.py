@@ -59,13 +59,13 @@ def test_a_healthy_run_is_not_warned_of() -> None:
         ),
         (
             {"teacher_student_kl": 0.001, "teacher_entropy": math.log(NUM_OUTPUTS)},
-            "teacher and student said the same of all images (divergence 0.001 nats), all outputs alike (entropy 4.61 "
-            "of 4.61): try a lower dino.teacher_temperature",
+            "teacher and student gave the same output for all images (divergence 0.001 nats); the output was nearly "
+            "uniform (entropy 4.61 of 4.61): try a lower dino.teacher_temperature",
         ),
         (
             {"teacher_student_kl": 0.001, "teacher_entropy": 0.02},
-            "teacher and student said the same of all images (divergence 0.001 nats), one output (entropy 0.02): try a "
-            "lower dino.center_momentum",
+            "teacher and student gave the same output for all images (divergence 0.001 nats); few entries dominated "
+            "the output (entropy 0.02): try a lower dino.center_momentum",
         ),
     ],
 )

@@ -175,12 +175,12 @@ def test_classes_are_matched_by_name(scenes: Path) -> None:
     model.info = DetectorInfo(name="other", class_names=("green", "blue", "red"))
     assert match_categories(model, images) == {3: 3, 2: 8}
     model.info = DetectorInfo(name="other", class_names=("green", "blue"))
-    with pytest.raises(XCiTError, match="the model's 2 do not include 'red'"):
+    with pytest.raises(XCiTError, match="the model's 2 classes do not include 'red'"):
         match_categories(model, images)
     model.info = None
     assert match_categories(model, images) == {1: 3, 2: 8}
     model.reset_classifier(5)
-    with pytest.raises(XCiTError, match="has 2 classes, and the model 5 classes without names"):
+    with pytest.raises(XCiTError, match="has 2 classes, and the model has 5 classes without names"):
         match_categories(model, images)
 
 

@@ -195,7 +195,7 @@ def test_a_bad_adapter_is_told_in_one_line(message: str, run: Path, tmp_path: Pa
     ("fields", "message"),
     [
         ({"initialize.weights": ""}, "lora.rank adapts a trained model: set initialize.weights"),
-        ({"initialize.stem": "packaged"}, "leave initialize.stem out"),
+        ({"initialize.stem": "packaged"}, "do not set initialize.stem"),
         ({"run.parallel": "fsdp2"}, "lora.rank can't be combined with run.parallel fsdp2"),
         ({"lora.layers": ["qvk"]}, "no linear layer has a name that ends in one of qvk"),
         ({"lora.rank": -1}, "lora.rank is -1, must be 0 or more"),

@@ -192,8 +192,11 @@ def test_a_holdout_is_neither_trained_on_nor_the_rest_measured(root: Path) -> No
         ({"class_weights": (1.0, 2.0)}, "2 class_weights for 3 classes: give one for each"),
         ({"positive_weights": (1.0, 2.0)}, "2 positive_weights for 3 classes: give one for each"),
         ({"class_weights": (1.0, 0.0, 1.0)}, r"class_weights are 1\.0, 0\.0, 1\.0, must be above 0"),
-        ({"augmentation": AugmentationConfig(mixup=0.8)}, r"augmentation\.mixup: .* set it to 0"),
-        ({"augmentation": AugmentationConfig(label_smoothing=0.1)}, r"augmentation\.label_smoothing: .* set it to 0"),
+        ({"augmentation": AugmentationConfig(mixup=0.8)}, r"augmentation\.mixup: .* set this field to 0"),
+        (
+            {"augmentation": AugmentationConfig(label_smoothing=0.1)},
+            r"augmentation\.label_smoothing: .* set this field to 0",
+        ),
         ({"holdout": 2, "val_data": "x"}, "give holdout or val_data, not both"),
         ({"data": ""}, "stripes has no data of its own: set data to a list of images"),
     ],
