@@ -72,7 +72,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     """
     is_new = not folder.exists()
     if not is_new and (not folder.is_dir() or any(not _is_temporary(entry) for entry in folder.iterdir())):
-        raise XCiTError(f"{folder}: is there already: choose another folder, or remove it")
+        raise XCiTError(f"{folder} already exists: choose another folder, or remove it")
     make_folder(folder)
     # The temporary folder is inside `folder`, because the parent of `folder` may be on another disk.
     part = _beside(folder / "part")
@@ -85,7 +85,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         finally:
             shutil.rmtree(part, ignore_errors=True)
             if is_new:
-                with suppress(OSError):  # fails if the body has finished, because `folder` then has entries
+                with suppress(OSError):  # `rmdir` fails if the body has finished, because `folder` then has entries
                     folder.rmdir()
     except OSError as error:
         raise XCiTError(f"{folder}: can't be written: {error.strerror or error}") from error

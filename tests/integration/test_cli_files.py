@@ -107,9 +107,7 @@ def test_predict_says_what_is_assumed_and_takes_what_is_given(xcit, nano) -> Non
     done = xcit(
         "predict", "a.png", "--model", "xcit-nano-12-p16", "--weights", "mine.pth", "--key", "model_ema", "--json", "-"
     )
-    assert done.err.startswith(
-        "xcit: mine.pth: how to prepare images is assumed: short side to 224, centre 224 x 224, "
-    )
+    assert done.err.startswith("xcit: mine.pth: the preprocessing is assumed: short side to 224, centre 224 x 224, ")
     assert "--mean, --std and --size change it\n" in done.err
     assert first_class(done) == best(nano, usual)
     refused = xcit("predict", "a.png", "--model", "mine.pth", "--key", "model_ema")

@@ -44,7 +44,8 @@ if TYPE_CHECKING:
     metavar="LR...",
     default="0.001",
     show_default=True,
-    help="Learning rates for a batch size of 256, scaled in proportion to the batch size; the best classifier is kept.",
+    help="Learning rates for a batch size of 256, scaled in proportion to the batch size. One classifier is trained "
+    "for each rate, and the best classifier is kept.",
 )
 @click.option(
     "--class-weights",
@@ -114,12 +115,12 @@ def linear(
         if not is_main():
             return 0
         click.echo(
-            f"xcit: stopped by {stopped.signal}, saved in {stopped.checkpoint}; resume by the same command with "
+            f"xcit: stopped by {stopped.signal}, saved in {stopped.checkpoint}; to resume, run the same command with "
             "--resume",
             err=True,
         )
         return STOPPED
-    if not is_main():  # with status 0, because torchrun ends all processes if one of them fails
+    if not is_main():  # returns 0, because torchrun ends all processes if one of them fails
         return 0
     _print_report(report, directory)
     say_model(network, model, weights)
@@ -140,4 +141,4 @@ def _print_report(report: "LinearReport", directory: Path) -> None:
     weights = directory / "model.safetensors"
     click.echo(f"use it: xcit predict IMAGE... --model {shlex.quote(str(weights))}")
     if report.unreadable:
-        click.echo(f"xcit: {len(report.unreadable)} images could not be read and did not count", err=True)
+        click.echo(f"xcit: {len(report.unreadable)} images could not be read and were left out", err=True)

@@ -20,7 +20,7 @@ def is_main() -> bool:
 
 @contextmanager
 def one_voice() -> Iterator[None]:
-    """Lets only the main process print an error of the user.
+    """Lets only the main process print the message about a user's mistake.
 
     The other processes exit with the same status and print nothing, because the error occurs in all processes.
     """

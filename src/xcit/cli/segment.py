@@ -154,13 +154,15 @@ def segment(
 
 
 def _check_no_stripes(large: FullSizeOptions) -> None:
-    """Checks, for a command with --slide, that no option that needs --full-size was given.
+    """Checks that a command with --slide has no option for images in stripes, such as --memory.
+
+    --full-size itself is allowed: with --slide, the images are then not resized.
 
     Raises:
-        XCiTError: if such an option was given: --slide does not process images in stripes.
+        XCiTError: if an option for images in stripes was given.
     """
     for name in large.given():
-        raise XCiTError(f"{name} is for whole images in stripes, but --slide uses a window: leave one of them out")
+        raise XCiTError(f"{name} is for images in stripes, but --slide uses a window: leave out {name} or --slide")
 
 
 class _Files:

@@ -53,7 +53,7 @@ PROTOCOLS = ("mmpretrain", "official")
 @click.option(
     "--ignore-exif",
     is_flag=True,
-    help="Boxes and label maps refer to the stored pixels, not to the image that EXIF rotates.",
+    help="Boxes and label maps refer to the stored pixels, not to the pixels after the EXIF rotation.",
 )
 @click.option(
     "--full-size", is_flag=True, help="For segmentation and detection: process images at their own size, in stripes."
@@ -135,7 +135,10 @@ def test(
     for path in written:
         click.echo(f"wrote  {path}")
     if isinstance(result, ClassificationResult) and written[-1].suffix != ".png":
-        click.echo(f"no picture of the confusion matrix: it needs matplotlib ({install_hint('matplotlib')})", err=True)
+        click.echo(
+            f"the confusion matrix was not drawn, because matplotlib is not installed ({install_hint('matplotlib')})",
+            err=True,
+        )
     say(f"xcit: model {result.model}", err=True, indent=2)
     num_unreadable = len(result.report.unreadable)
     if not num_unreadable:

@@ -107,7 +107,9 @@ MASK_RCNN: Rows = {
 
 
 def detect_head(names: Iterable[str], heads: Heads) -> str | None:
-    """Returns the name of the head that has the most modules of a state dict; None if the head is unknown.
+    """Returns the name of the known head that has the largest number of modules in common with a state dict.
+
+    The result is None if no known head has a module in common with the state dict.
 
     Args:
         names: the tensor names of the state dict, native or published.
@@ -128,7 +130,7 @@ def dense_to_native(state: Mapping[str, Tensor], rows: Rows) -> dict[str, Tensor
 
     Args:
         state: the state dict of the whole model.
-        rows: the table of its head, or `PYRAMID` if the head is unknown.
+        rows: the table of the model's head, or `PYRAMID` if the head is unknown.
 
     Raises:
         XCiTError: if two tensors would get the same name.

@@ -138,7 +138,10 @@ class _Transfer:
         return self.destination.with_name(f"{self.destination.name}.part.json")
 
     def run(self, sha256: str | None, check: Callable[[Path], object]) -> None:
-        """Receives the file, verifies it and moves it to `destination`; resumes once if the connection breaks."""
+        """Receives the file, verifies it and moves it to `destination`.
+
+        If the connection breaks, one more attempt resumes the download.
+        """
         try:
             try:
                 self._receive()
@@ -157,7 +160,7 @@ class _Transfer:
         self.note.unlink(missing_ok=True)
 
     def write_error(self, error: OSError, num_bytes: int | None) -> DownloadError:
-        """Returns the error for a file that can't be written; if the disk is full, it also deletes the part file.
+        """Returns the error for a file that can't be written. If the disk is full, the part file is deleted.
 
         Args:
             error: the error of the operating system.
@@ -211,13 +214,14 @@ class _Transfer:
         if response.status not in (206, 416):
             return response, 0
         found = version_of(response.headers)
-        # Some servers ignore `If-Range`. So the version is compared here too: the rest must not be of a new version.
+        # Some servers ignore `If-Range`. So the version is compared here too: the bytes of two versions must not be
+        # mixed.
         if response.status == 206 and offset and first_byte(response.headers) == offset and found == version:
             return response, offset
         response.close()
         if response.status == 206 and not offset:
             raise DownloadError(
-                f"{self.url}: HTTP 206, a part of the file, but the whole file was requested", status=206
+                f"{self.url}: the whole file was requested, but the server sent only a part (HTTP 206)", status=206
             )
         if response.headers.get("Content-Range") == f"bytes */{offset}" and found in (None, version):
             return None
@@ -230,7 +234,7 @@ class _Transfer:
         with self.part.open("ab" if offset else "wb") as file:
             version = version_of(response.headers)
             if offset == 0 and version is not None:
-                # The note is written after the old part file is emptied, because it describes the new part file.
+                # The note is written after the old part file is emptied, because the note describes the new part file.
                 self.note.write_text(json.dumps({"url": self.url, "version": version}))
             self.report(offset, total)
             done = offset
@@ -272,7 +276,7 @@ def version_of(headers: Message) -> str | None:
 
 
 def first_byte(headers: Message) -> int | None:
-    """Returns the offset in the file of a partial answer's first byte; None if the answer is not partial."""
+    """Returns the offset, within the file, of the first byte of a partial answer; None if the answer is not partial."""
     found = re.match(r"bytes (\d+)-", headers.get("Content-Range", ""))
     return int(found[1]) if found else None
 

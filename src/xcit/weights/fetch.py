@@ -52,11 +52,11 @@ class Source:
         steps = PurePosixPath(self.filename).parts
         # The name is used as a path in a folder on this machine, so it must not point outside this folder.
         if not steps or ".." in steps or steps[0] == "/" or "\\" in self.filename:
-            raise XCiTError(f"{self.filename!r} is no file name: see the source {self.location}")
+            raise XCiTError(f"{self.filename!r} is not a valid file name (source: {self.location})")
         if self.kind == "url" and len(steps) > 1:
             raise XCiTError(f"{self.filename!r} must be the last part of the URL {self.location}")
         if self.sha256 is not None and not re.fullmatch("[0-9a-fA-F]{8,64}", self.sha256):
-            raise XCiTError(f"{self.sha256!r} is no SHA-256 in hex (8 to 64 digits): see the source {self.location}")
+            raise XCiTError(f"{self.sha256!r} is not a SHA-256 in hex with 8 to 64 digits (source: {self.location})")
 
     @property
     def label(self) -> str:
@@ -141,8 +141,8 @@ def obtain(
     lines = "".join(f"  {reason}\n" for reason in reasons)
     raise FetchError(
         f"cannot get the weights of {name}:\n{lines}"
-        f"Set XCIT_MIRROR to a folder or URL with the files, run `xcit fetch {name} --to DIR` on a machine with a "
-        "network, or pass pretrained=PATH"
+        f"Set XCIT_MIRROR to a folder or URL with the files (`xcit fetch {name} --to DIR` creates such a folder on a "
+        "machine with a network), or pass pretrained=PATH"
     )
 
 

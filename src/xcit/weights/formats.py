@@ -105,7 +105,7 @@ _APART = re.compile(r"(cls_attn_blocks\.\d+\.attn\.)([qkv])(\.weight|\.bias)")
 
 
 def detect_format(names: Iterable[str]) -> Format | None:
-    """Returns the format whose table contains the largest number of the names; None if they are not those of an XCiT.
+    """Returns the format whose table contains the largest number of the names; None if there is no XCiT.
 
     The names must contain an XCA block. So the result is None for a head without a backbone, and for other transformers
     that have some names in common with XCiT.
@@ -163,7 +163,7 @@ def _rename(name: str, rows: Mapping[str, str]) -> str | None:
 
 
 def _templates(name: str) -> Iterator[tuple[str, int]]:
-    """Yields the rows that may match a name, with `{i}` or `{2i}` in place of its number, each with the index i."""
+    """Yields pairs of a row that may match a name, and the index i. In the row, `{i}` or `{2i}` replaces the number."""
     match = _NUMBER.search(name)
     if match is None:
         yield name, 0
@@ -175,7 +175,7 @@ def _templates(name: str) -> Iterator[tuple[str, int]]:
 
 
 def _apart(name: str) -> str:
-    """Returns the name of the q part if `name` is that of a fused q, k and v matrix; else returns `name` unchanged."""
+    """Returns the name of the q matrix if `name` is the name of a fused q, k and v matrix; else returns `name`."""
     return _FUSED.sub(r"\1q\2", name)
 
 

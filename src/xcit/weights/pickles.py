@@ -24,7 +24,7 @@ EXPORTED = "an exported file, not a checkpoint: give the weights that it was mad
 
 
 class _Inert:
-    """Replaces an object in a pickle that is not needed; accepts and ignores all arguments of the original object."""
+    """Replaces an unneeded object in a pickle; accepts and ignores all arguments of the original object."""
 
     def __new__(cls, *_: object, **__: object) -> "_Inert":
         return super().__new__(cls)
@@ -84,7 +84,7 @@ def read_pickle(path: Path, *, zipped: bool, mapped: bool = True) -> object:
 
     Args:
         path: the file.
-        zipped: True for torch's current file format (a zip archive), False for the format before it.
+        zipped: True for torch's current file format (a zip archive), False for the older format.
         mapped: whether the tensors of a zip archive may be memory-mapped.
 
     Raises:
@@ -96,7 +96,7 @@ def read_pickle(path: Path, *, zipped: bool, mapped: bool = True) -> object:
         with _UNPICKLING, warnings.catch_warnings(), torch.serialization.safe_globals(_INERT_GLOBALS):
             # The warnings are about pickle protocols and typed storage. A user who loads a file can't change these.
             warnings.simplefilter("ignore")
-            if path.suffix == ".safetensors":  # given the path, torch would read the file as safetensors
+            if path.suffix == ".safetensors":  # torch would read a path with this suffix as safetensors
                 with path.open("rb") as file:
                     return torch.load(file, map_location="cpu", weights_only=True)
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped and mapped)

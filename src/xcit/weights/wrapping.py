@@ -98,7 +98,7 @@ def unwrap(loaded: object, path: Path, key: str | None) -> Found:
         chosen = [each for each in found if _is_meant(each.label, key)]
         chosen = chosen or [Found(state, where) for where, state in states if where == key]
         if not chosen and any(where == "" for where, _ in states) and not _labels(found):
-            raise XCiTError(f"{path} contains one set of weights, which has no key: leave the key {key!r} out")
+            raise XCiTError(f"{path} contains one set of weights, which needs no key: leave out the key {key!r}")
         if not chosen:
             there = f"; weights are under: {', '.join(_labels(found))}" if found else ""
             raise XCiTError(

@@ -120,7 +120,9 @@ def read_adapter(folder: Path, read: Callable[[str], StoredWeights]) -> StoredWe
         raise XCiTError(f"{folder}: not an adapter of PEFT, or damaged: {brief(error)}") from None
     base = settings.base_model_name_or_path
     if not base:
-        raise XCiTError(f"{folder / CONFIG} does not state the base model: set base_model_name_or_path to it")
+        raise XCiTError(
+            f"{folder / CONFIG} does not state the base model: set base_model_name_or_path to its name or path"
+        )
     try:
         stored = read(base)
     except XCiTError as error:

@@ -1,4 +1,4 @@
-"""The table of architectures: the 14 published ones, those of the robust models, and a small one of this project."""
+"""The table of architectures: 14 published architectures, those of the robust models, and our own small one."""
 
 from dataclasses import replace
 

@@ -164,7 +164,7 @@ PACKAGED = Checkpoint(
     accuracies=(Accuracy(measured_by="xcit", top1=92.33, top5=99.90),),
     packaged="xcit-pico-fashion-mnist.safetensors",
 )
-"""The model that is part of this package. This package trained it on images of ten types of garment."""
+"""The model that is part of this package. It was trained with this package on images of ten types of garment."""
 
 CHECKPOINTS: dict[str, Checkpoint] = {
     record.name: record

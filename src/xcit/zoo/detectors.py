@@ -22,7 +22,7 @@ DETECTOR_ARCHITECTURES = tuple(architecture for architecture, _, _ in _PUBLISHED
 """The architectures whose detectors were published."""
 
 EITHER_PATCH = "mask-rcnn_xcit-medium-24-p16_3x_coco"
-"""The model with patches of 16 in its name but patches of 8 in its published config; the weights determine the size."""
+"""A model with different patch sizes in its name (16) and its published config (8). The size of its weights is used."""
 
 
 def detector_config(architecture: XCiTConfig, num_classes: int = 80) -> MaskRCNNConfig:

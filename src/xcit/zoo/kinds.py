@@ -166,8 +166,8 @@ def _fit_head(
         for name in names:
             if getattr(found, name) != getattr(config, name):
                 raise XCiTError(
-                    f"{stored.path}: the weights of another head: its {name} is {getattr(found, name)}, the model's is "
-                    f"{getattr(config, name)}"
+                    f"{stored.path}: these are the weights of another head: its {name} is {getattr(found, name)}, "
+                    f"but the model's is {getattr(config, name)}"
                 )
         check_backbone(config.backbone, stored.state, str(stored.path))
         return replace(config, num_classes=found.num_classes) if stated is None else found
@@ -258,10 +258,10 @@ def kind_of_config(config: object) -> Kind[Any, Any, Any]:
 
 
 def kind_of_task(task: str) -> Kind[Any, Any, Any] | None:
-    """Returns the kind with this task; None if there is none."""
+    """Returns the kind with this task; None if no kind has this task."""
     return next((kind for kind in KINDS.values() if kind.task == task), None)
 
 
 def kind_of_weights(stored: StoredWeights) -> Kind[Any, Any, Any]:
-    """Returns the kind of weights without metadata: the kind with their head; `CLASSIFIER` if the head is unknown."""
+    """Returns the kind of a model from the head in its weights; `CLASSIFIER` if no kind has this head."""
     return next((kind for kind in KINDS.values() if stored.head in kind.heads), CLASSIFIER)

@@ -156,7 +156,7 @@ def _first_good(record: Record, progress: DownloadProgress | None) -> tuple[Stor
         try:
             return _checked(raw, record), raw
         except XCiTError as error:
-            if cache_dir() in raw.parents:  # without this, every later call would find the damaged file
+            if cache_dir() in raw.parents:  # if the damaged file were kept, every later call would find it
                 raw.unlink(missing_ok=True)
             if source is None or source == sources[-1]:
                 raise XCiTError("\n".join([*problems, str(error)])) from None

@@ -89,7 +89,7 @@ def _by_file() -> dict[str, Record]:
 
 
 def _key(filename: str) -> str:
-    """Normalises a file's name: removes its suffixes and what browsers and caches add, and replaces "-" by "_"."""
+    """Normalises a file's name: removes suffixes and additions of browsers and caches, and replaces "-" by "_"."""
     stem = _SUFFIXES.sub("", filename.lower())
     return re.sub(r"^[0-9a-f]{8}-|[ _]?\(\d+\)$", "", stem).replace("-", "_")
 

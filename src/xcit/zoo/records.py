@@ -12,7 +12,10 @@ from xcit.zoo.classes import classes_of
 from xcit.zoo.kinds import CLASSIFIER, DETECTOR, SEGMENTER, Kind
 
 Protocol = Literal["mmpretrain", "official"]
-"""The protocol of a published accuracy, named after who measured it. The protocol determines the preprocessing."""
+"""The protocol of a published accuracy, named after the project that measured the accuracy.
+
+The protocol determines the preprocessing.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +62,7 @@ class Record:
         return self.kind.backbone(self.model)
 
     def info(self) -> Any:
-        """Returns the class names and preprocessing, as for the attribute `info` of the model."""
+        """Returns the class names and preprocessing, as in the attribute `info` of the model."""
         raise NotImplementedError
 
     def row(self) -> dict[str, str]:
@@ -127,7 +130,7 @@ class Checkpoint(Record):
         )
 
     def row(self) -> dict[str, str]:
-        """Returns the image size, and the published top-1 accuracies by who measured them and by which method."""
+        """Returns the image size, and a column of top-1 accuracy for each method and each project that measured it."""
         top1 = {(a.method, a.measured_by): f"{a.top1:.1f}" for a in self.accuracies if not a.attack}
         attacked = next((f"{a.top1:.1f}" for a in self.accuracies if a.attack), "")
         return {

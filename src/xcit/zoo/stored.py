@@ -182,7 +182,7 @@ def check_strides(wanted: XCiTConfig, stored: StoredWeights) -> None:
     if not wanted.stem_strides and len(theirs) == len(wanted.strides) and theirs != wanted.strides:
         raise XCiTError(
             f"{stored.path}: its stem has strides {', '.join(map(str, theirs))}, but the model's stem has "
-            f"{', '.join(map(str, wanted.strides))}: load the file by its path alone, or pass stem_strides"
+            f"{', '.join(map(str, wanted.strides))}: load the file by its path without a name, or pass stem_strides"
         )
 
 
@@ -195,16 +195,19 @@ def _check_kind(kind: Kind[Any, Any, Any], stored: StoredWeights) -> None:
     if kind is CLASSIFIER:
         if stored.dense:
             raise XCiTError(
-                f"{stored.path}: the weights of a detector or segmenter, without class attention; use "
+                f"{stored.path}: these are the weights of a detector or segmenter, which has no class attention: call "
                 "xcit.get_backbone(..., pretrained=...)"
             )
     elif not stored.dense:
         raise XCiTError(
-            f"{stored.path}: not the weights of a {kind.name}, but of a classifier or backbone: use them to train a "
-            f"{kind.name} (backbone_weights), or with xcit.get_backbone(..., pyramid=True)"
+            f"{stored.path}: these are the weights of a classifier or backbone, not of a {kind.name}: to train a "
+            f"{kind.name} from these weights, set backbone_weights; to compute feature maps, call "
+            "xcit.get_backbone(..., pyramid=True)"
         )
     elif stored.head not in kind.heads:
-        raise XCiTError(f"{stored.path}: not the weights of a {kind.name}: its head is {stored.head or 'unknown'}")
+        raise XCiTError(
+            f"{stored.path}: these are not the weights of a {kind.name}: their head is {stored.head or 'unknown'}"
+        )
 
 
 def load_weights(model: XCiT, path: str | os.PathLike[str], *, key: str | None = None) -> None:
@@ -261,8 +264,8 @@ def check_claims(config: Any, num_tensors: int, what: str) -> None:
     for name, num_layers in claims.items():
         if num_layers > num_tensors:
             raise XCiTError(
-                f"{what} does not fit the model: its {num_tensors:,} tensors can't be those of {num_layers:,} layers, "
-                f"which its {name} requires"
+                f"{what} does not fit the model: the model's {name} requires {num_layers:,} layers, but the file has "
+                f"only {num_tensors:,} tensors"
             )
 
 
