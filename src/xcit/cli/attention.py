@@ -133,7 +133,7 @@ def attention(
             ("--xca", xca), ("--tiff", tiff), ("--arrays", arrays), ("--threshold", threshold is not None)
         ):  # fmt: skip
             if is_given:
-                raise XCiTError(f"give --parquet, or {name}, not both: --parquet writes only whole maps")
+                raise XCiTError(f"give --parquet or {name}, not both: --parquet writes complete maps, no other files")
         check_resized(large.full_size, str(out))
         need_packages("Parquet", "pyarrow")
         images = open_words(inputs or tuple(map(str, packaged_images())), bulk, ignore_exif=ignore_exif)

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 @click.option(
     "--no-augmentation",
     is_flag=True,
-    help="Train on centre crops. This is fast, because features are computed only once. But it is not the published "
-    "protocol.",
+    help="Train on centre crops. This is fast, because the features of each image are computed only one time. But it "
+    "is not the published protocol.",
 )
 @click.option("--epochs", type=click.IntRange(min=1), default=100, show_default=True, help="Number of training epochs.")
 @click.option(

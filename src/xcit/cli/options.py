@@ -217,7 +217,9 @@ def full_size_options(help_: str) -> Callable[[Function], Function]:
             help="With --full-size: dtype of the tokens between blocks; bfloat16 halves their size, but rounds them.",
         ),
         click.option(
-            "--level", type=click.IntRange(min=0), help="With --full-size: level of an image pyramid; 0 is the largest."
+            "--level",
+            type=click.IntRange(min=0),
+            help="With --full-size: level of the image pyramid to read; level 0 has the full resolution.",
         ),
         click.option(
             "--mpp",
@@ -290,7 +292,7 @@ exif_option = click.option(
 class_map_option = click.option(
     "--class-map",
     metavar="FILE",
-    help="JSON or CSV file that maps the name of each folder or label to a class of the model (its name or index).",
+    help="JSON or CSV file that maps the name of each folder or label to a class of the model (by name or index).",
 )
 
 holdout_option = click.option(

@@ -30,8 +30,8 @@ def one_voice() -> Iterator[None]:
         if "TORCHELASTIC_ERROR_FILE" in os.environ:
             from torch.distributed.elastic.multiprocessing.errors import ErrorHandler
 
-            # torchrun's summary shows the recorded error without a traceback. If an error occurs only in a process that
-            # is not the main one, the summary is the only place that shows it.
+            # torchrun's summary shows the recorded error without a traceback. If an error does not occur in the main
+            # process, only the summary shows the error.
             ErrorHandler().record_exception(XCiTError(str(error)))
         if is_main():
             raise

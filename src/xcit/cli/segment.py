@@ -46,8 +46,8 @@ For each image, the folder --out gets
   NAME-labels.png   the class of each pixel, as a palette image
   NAME-overlay.png  the classes' colours over the image, with a legend
 
-The folder also gets areas.json: for each image, the share of each class. Images from several folders keep their
-relative paths in --out.
+The folder also gets areas.json: for each image, the share of pixels of each class. Images from several folders keep
+their relative paths in --out.
 
 --slide moves a window over each image, and averages the logits where windows overlap. With --slide --full-size, the
 image is not resized, and the memory for the logits does not grow with the image.
@@ -166,7 +166,7 @@ def _check_no_stripes(large: FullSizeOptions) -> None:
 
 
 class _Files:
-    """Writes the files of results. `areas` contains, for each image, the share of each class."""
+    """Writes the files of results. `areas` contains, for each image, the share of pixels of each class."""
 
     def __init__(self, *, overlays: bool, polygons: bool) -> None:
         self._overlays, self._polygons = overlays, polygons

@@ -95,7 +95,7 @@ def _entrypoint(name: str) -> Callable[..., nn.Module]:
 
 
 def _place(device: str | torch.device | None, pretrained: bool) -> AbstractContextManager[Any]:
-    """Returns a context in which random weights are created on `device` (on the meta device, without values)."""
+    """Returns a context in which random weights are created on `device`. The meta device stores no values."""
     return nullcontext() if device is None or pretrained else torch.device(device)
 
 

@@ -73,7 +73,7 @@ SEM_FPN: Rows = {
         for level, num_convs in enumerate((1, 1, 2, 3))
         for i in range(num_convs)
         for native, published in _conv_norm(
-            # In the published models, upsampling layers between the convolutions are counted too.
+            # The numbers in the published names also count the upsampling layers between the convolutions.
             f"head.levels.{level}.{i}",
             f"decode_head.scale_heads.{level}.{2 * i}",
         ).items()

@@ -53,7 +53,7 @@ def download(
 
     The bytes are written to a part file first, `<destination>.part`. A download is resumed if an earlier call left a
     part file, the server still has the same version of the file, and the server can send a range of bytes. If two
-    processes download to the same destination, the second process waits for the first and uses its file.
+    processes download to the same destination, the second process waits for the first process and uses its file.
 
     Args:
         url: An http, https or file URL. Proxies are read from the environment, as in `urllib`.
@@ -117,7 +117,7 @@ class _BrokenOffError(Exception):
 class _Transfer:
     """Downloads one file, while the caller holds the lock of the destination.
 
-    The fields are arguments of `download`; `report` is `progress` without the name.
+    The fields are arguments of `download`; `report` is `progress` without the argument for the name.
     """
 
     url: str

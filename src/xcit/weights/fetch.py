@@ -1,8 +1,8 @@
 """Gets the file of a published checkpoint from the first source that has the file: a mirror, the Hub or a URL.
 
-The package huggingface_hub returns the URL, version and digest of a file on the Hub, and the user's token. But it is
-not used to download files, because it checks no digest, keeps a second copy of each file, and tries for more than a
-minute if there is no network. `download` downloads all files.
+The package huggingface_hub returns the URL, version and digest of a file on the Hub, and the user's token. Its own
+downloads are not used: they check no digest, keep a second copy of each file, and retry for more than a minute if there
+is no network. All files are downloaded by `download`.
 """
 
 import hashlib
@@ -194,7 +194,7 @@ def _source_path(source: Source, directory: Path) -> Path:
 
 
 def _local_copy(source: Source, directory: Path) -> Path | None:
-    """Returns the path of an earlier download, in `directory` or in the Hub's own cache; None if there is none."""
+    """Returns the path of an earlier download, in `directory` or in the Hub's own cache; None if no file is there."""
     path = _source_path(source, directory)
     if is_intact(path, source.sha256):
         return path

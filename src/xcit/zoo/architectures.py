@@ -1,4 +1,4 @@
-"""The table of architectures: 14 published architectures, those of the robust models, and our own small one."""
+"""The table of architectures: 14 published architectures, the robust models' architectures, and our own small one."""
 
 from dataclasses import replace
 

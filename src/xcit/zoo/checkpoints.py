@@ -126,7 +126,7 @@ def _dino(architecture: str, top1_knn: float, top1_linear: float) -> Checkpoint:
     file = f"{by_dino}_pretrain"
     return Checkpoint(
         name=name,
-        # The name in DINO's own hub, the name without data set, and the names of the two published files.
+        # Aliases: the name in DINO's own hub, the name without data set, and the names of the two published files.
         aliases=(by_dino, f"dino_xcit-{architecture}", by_xcit, file),
         task="image-features",
         architecture=architecture,

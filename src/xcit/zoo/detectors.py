@@ -40,7 +40,7 @@ def _record(architecture: str, box_ap: float, mask_ap: float) -> DetectorRecord:
     file = f"maskrcnn_xcit_{with_underscores}"
     return DetectorRecord(
         name=name,
-        # The name of the authors' config, the name of their file, and the name without schedule and data set.
+        # Aliases: the name of the authors' config, the name of their file, and the name without schedule and data set.
         aliases=(f"mask_rcnn_xcit_{with_underscores}_3x_coco", file, f"mask-rcnn_xcit-{architecture}"),
         architecture=architecture,
         model=detector_config(ARCHITECTURES[architecture]),

@@ -157,8 +157,8 @@ def _fit_head(
 ) -> Callable[[Any, StoredWeights, Any | None, int | None], Any]:
     """Returns `Kind.fit` for segmenters or detectors.
 
-    The file's number of classes is kept. Its backbone and the config fields in `names` must equal those of the given
-    config.
+    The file's number of classes is kept. The file's backbone, and its config fields in `names`, must equal those of the
+    given config.
     """
 
     def fit(config: Any, stored: StoredWeights, stated: Any | None, num_classes: int | None) -> Any:

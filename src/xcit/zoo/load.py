@@ -78,7 +78,7 @@ def fetch(name: str, folder: str | os.PathLike[str] | None = None, *, progress: 
 
     Args:
         name: a published name.
-        folder: a folder for a copy of the file; the environment variable `XCIT_MIRROR` may point to it. None leaves
+        folder: a folder for a copy of the file, for use as `XCIT_MIRROR` on another machine. None leaves
             the file in the cache (`XCIT_CACHE`).
         progress: called during the download.
 
@@ -133,7 +133,7 @@ def _check_by_hand(record: Record) -> None:
     Such a file can only be downloaded with a browser.
 
     Raises:
-        XCiTError: if the file is not there; the message says where to download it and how to use it.
+        XCiTError: if the file is missing; the message says where to download it and how to use it.
     """
     mirror = os.environ.get("XCIT_MIRROR", "")  # a folder or a URL; a URL is not checked here
     name = f"{record.name}.safetensors"

@@ -32,7 +32,7 @@ def known_record(stored: StoredWeights) -> Record | None:
     named = _by_file().get(_key(stored.path.name))
     if named is not None and _fits(named, stored):
         return named
-    # Computing the SHA-256 reads the whole file. So it is computed only if it is known for a record of this shape.
+    # Computing the SHA-256 reads the whole file. So it is computed only if records of this shape have one.
     candidates = [
         (record, source.sha256.lower())
         for record in RECORDS.values()

@@ -70,7 +70,7 @@ class Record:
         raise NotImplementedError
 
     def details(self, counts: Mapping[str, Any]) -> list[tuple[str, str]]:
-        """Returns labels and values for `xcit info`; `counts` has "params" and, for a classifier, the FLOPs."""
+        """Returns labels and values for `xcit info`; `counts` contains "params" and, for a classifier, the FLOPs."""
         raise NotImplementedError
 
 
@@ -154,7 +154,7 @@ class Checkpoint(Record):
                 "architecture",
                 f"{self.architecture}: width {config.embed_dim}, {config.depth} + {config.cls_depth} blocks, "
                 f"{config.num_heads} heads, patches of {config.patch_size}"
-                + (f" by stem strides {', '.join(map(str, config.strides))}" if config.stem_strides else ""),
+                + (f" with stem strides {', '.join(map(str, config.strides))}" if config.stem_strides else ""),
             ),
             ("parameters", f"{counts['params']:,}"),
             ("FLOPs", f"{counts['flops']:,} (published rule: multiply-accumulates, without the head)"),

@@ -35,7 +35,7 @@ def shape_from_state(state: Mapping[str, Tensor], what: str) -> dict[str, int]:
 
 
 def told_by_weights(config: XCiTConfig, field: str) -> int:
-    """Returns the value of a field, as `shape_from_state` reads it from the weights of a model with this config."""
+    """Returns the value that `shape_from_state` finds for a field in the weights of a model with this config."""
     value: int = 2 ** len(config.strides) if field == "patch_size" else getattr(config, field)
     return value
 

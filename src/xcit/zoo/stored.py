@@ -40,9 +40,9 @@ def save_model(model: nn.Module, path: Path) -> None:
 
 
 def origin_of(stored: StoredWeights) -> Statement | None:
-    """Returns the statement in a file's metadata or, if the file is a published one, about the published model.
+    """Returns the statement in a file's metadata; for a published file without metadata, describes the published model.
 
-    It returns None if there is no statement and the file is not a published one.
+    Returns None if the file has no statement and is not a published file.
 
     Raises:
         XCiTError: if the file's metadata can't be read.
@@ -254,7 +254,7 @@ def build_stored(config: Any, state: Mapping[str, Tensor], what: str, changes: C
 def check_claims(config: Any, num_tensors: int, what: str) -> None:
     """Checks that a config does not state more layers than a file has tensors.
 
-    So a damaged config with a huge number of layers is found before time is spent on building them.
+    So a damaged config with a huge number of layers is found before time is spent on building the layers.
 
     Raises:
         XCiTError: if the config states more layers.
