@@ -92,7 +92,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Removes the unfinished files of killed processes from a folder, which no other process may use at the same time.
+    """Removes the unfinished files of killed processes from a folder. No other process may use the folder meanwhile.
 
     Each call of `whole_file` uses a new name, so the unfinished files of many killed processes could fill the disk.
     """

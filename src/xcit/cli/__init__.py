@@ -96,7 +96,7 @@ def main() -> None:
 
 
 def run(command: click.Command, name: str) -> None:
-    """Runs a command and ends the process. After a user's mistake, it prints one message and exits with status 2.
+    """Runs a command and ends the process. After a user's mistake, prints one message and exits with status 2.
 
     If the program that reads the output ends early, as in `xcit list | head`, click ends the process without a message.
     """

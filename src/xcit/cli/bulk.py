@@ -31,7 +31,7 @@ _NO_ARGUMENTS = (
 )
 """Command-line parameters that are not recorded in `arguments` of the manifest.
 
-They do not affect the rows of the result, or another entry of the manifest records them.
+These parameters do not affect the rows of the result, or another entry of the manifest records them.
 """
 
 

@@ -1,4 +1,4 @@
-"""`xcit linear`: measures a model's features with a linear classifier that is trained on them."""
+"""`xcit linear`: trains a linear classifier on a model's features, and measures the accuracy."""
 
 import shlex
 from pathlib import Path
@@ -79,7 +79,7 @@ def linear(
     batch_size: int,
     device: str | None,
 ) -> int:
-    """Train a linear classifier on the frozen features of MODEL (a name or a weights file), and measure it.
+    """Train a linear classifier on the frozen features of MODEL (a name or a weights file), and measure the accuracy.
 
     DATA is a folder of images by class, for training (train) and for evaluation (val). The run's folder gets the same
     files as with `xcit train`. The file model.safetensors contains the backbone and the linear classifier, for
@@ -120,7 +120,7 @@ def linear(
             err=True,
         )
         return STOPPED
-    if not is_main():  # returns 0, because torchrun ends all processes if one of them fails
+    if not is_main():  # the status is 0, because torchrun ends all processes if one of them fails
         return 0
     _print_report(report, directory)
     say_model(network, model, weights)

@@ -52,7 +52,7 @@ def list_(pattern: str | None, task: str | None, as_json: bool) -> None:
         say("  " + ", ".join([row["data"], *figures]), indent=2)
 
 
-# The columns, in their order. The heading " px" has a space because its values have three digits.
+# The columns, in their order. The heading " px" has a space because the values in this column have three digits.
 _COLUMNS = (
     " px",
     "top-1 official",

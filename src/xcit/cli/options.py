@@ -214,7 +214,8 @@ def full_size_options(help_: str) -> Callable[[Function], Function]:
         click.option(
             "--token-dtype",
             type=click.Choice(DTYPES[:2]),
-            help="With --full-size: dtype of the tokens between blocks; bfloat16 halves their size, but rounds them.",
+            help="With --full-size: dtype of the tokens between blocks; "
+            "bfloat16 halves the size of the tokens, but rounds their values.",
         ),
         click.option(
             "--level",

@@ -56,8 +56,8 @@ image is not resized, and the memory for the logits does not grow with the image
 --full-size without --slide processes images of any size in stripes, in
 bounded memory. The labels are the same as without stripes. The files are:
   NAME-labels.tif   the class of each pixel: a tiled TIFF with a palette and
-                    overviews; it is georeferenced if the image is; 255 means
-                    unlabelled
+                    overviews, georeferenced if the image is georeferenced;
+                    255 means unlabelled
   NAME-overlay.png  the classes' colours over a small copy of the image
 
 In this mode, georeferenced images, slides and many other formats are read row by row, and --memory limits the memory.
@@ -178,7 +178,7 @@ class _Files:
         places: Sequence[Path],
         advance: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """Writes the files of each result as soon as it is computed."""
+        """Writes the files of each result as soon as the result is computed."""
         from xcit.inference.reading import Unreadable
 
         for place, result in zip(places, results, strict=True):

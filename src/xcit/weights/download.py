@@ -91,7 +91,9 @@ def download(
             return destination
         destination.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{destination}.lock"):
-            if not is_intact(destination, sha256):  # another process may have finished it while this process waited
+            if not is_intact(
+                destination, sha256
+            ):  # another process may have finished the download while this process waited
                 destination.unlink(missing_ok=True)
                 transfer.run(sha256, check)
     except OSError as error:
@@ -284,7 +286,7 @@ def first_byte(headers: Message) -> int | None:
 def _total_bytes(headers: Message, offset: int) -> int | None:
     """Returns the size of the whole file in bytes; None if it is unknown.
 
-    It is read from `Content-Range`, or else computed from `Content-Length` and the offset of the answer.
+    The size is read from `Content-Range`, or else computed from `Content-Length` and the offset of the answer.
     """
     if found := re.search(r"/(\d+)$", headers.get("Content-Range", "")):
         return int(found[1])

@@ -82,7 +82,7 @@ def obtain(
     returned.
 
     Args:
-        name: The checkpoint's name. A mirror may contain its file as `<name>.safetensors`.
+        name: The checkpoint's name. A mirror may contain the checkpoint's file as `<name>.safetensors`.
         sources: The sources of the file, the preferred one first. A mirror may contain a source's file under the file
             name of that source.
         directory: The folder for downloads. Files in a mirror folder or in the Hub's cache are not copied.

@@ -4,7 +4,7 @@ Programs that save a model add keys, prefixes and tensors. A training loop adds 
 Lightning and wrapper modules add prefixes to the tensor names ("model.", "module."). Weight averaging adds a counter,
 and code for adversarial robustness adds mean and standard deviation of the images. Each set of weights in a file has a
 label made of its keys and prefixes, such as "state_dict.model". The user selects a set by its label, or by the
-beginning or end of its label; this is the argument `key`.
+beginning or end of its label: the argument `key`.
 """
 
 import re

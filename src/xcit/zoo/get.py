@@ -152,7 +152,7 @@ def get_xcit(
 ) -> XCiT:
     """Builds a classifier or feature backbone from a name or a weights file, in evaluation mode.
 
-    It has the arguments of `get_model`, but the arguments that change the shape are in `changes`.
+    This function has the arguments of `get_model`, but the arguments that change the shape are in `changes`.
 
     Raises:
         XCiTError: as in `get_model`, and if the model is a segmenter or detector.
@@ -303,7 +303,7 @@ def _from_name(
     changes: Changes,
     progress: DownloadProgress | None,
 ) -> Any:
-    """Builds a published model, or an architecture for which no weights were published; `find` returns the record."""
+    """Builds a published model, or an architecture without published weights; `find` returns the record of a name."""
     if not is_known(name) and (config := find_shape(name)) is not None:
         if pretrained is True:
             raise _not_published(name)

@@ -118,7 +118,7 @@ def weights_path(record: Record, *, progress: DownloadProgress | None = None) ->
 
     make_folder(path.parent)
     with FileLock(f"{path}.lock"):
-        if not path.exists():  # another process may have downloaded it in the meantime
+        if not path.exists():  # another process may have downloaded the file in the meantime
             stored, raw = _first_good(record, progress)
             config = fitting_config(record, stored)
             write_safetensors(path, stored.whole, model_metadata(config, record.info()))
@@ -133,7 +133,7 @@ def _check_by_hand(record: Record) -> None:
     Such a file can only be downloaded with a browser.
 
     Raises:
-        XCiTError: if the file is missing; the message says where to download it and how to use it.
+        XCiTError: if the file is missing; the message says where to download the file and how to use it.
     """
     mirror = os.environ.get("XCIT_MIRROR", "")  # a folder or a URL; a URL is not checked here
     name = f"{record.name}.safetensors"

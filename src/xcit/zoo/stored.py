@@ -78,7 +78,7 @@ def describe(stored: StoredWeights, *, has_strides: bool = False) -> Statement:
 def describe_backbone(stored: StoredWeights, *, has_strides: bool = False) -> XCiTConfig:
     """Does what `describe` does, but returns only the config of the XCiT within the model.
 
-    It also works if the head of a segmenter or detector is unknown.
+    This function also works if the head of a segmenter or detector is unknown.
 
     Raises:
         XCiTError: as in `describe`.
@@ -154,7 +154,9 @@ def load_stored_as(
     kind = kind_of_config(config)
     _check_kind(kind, stored)
     stated = read_metadata(stored)
-    if changes.in_channels is not None:  # the file's number of channels is used first; `build_stored` changes it
+    if (
+        changes.in_channels is not None
+    ):  # the file's number of channels is used first; `build_stored` changes the number
         found = shape_from_state(stored.state, str(stored.path))["in_channels"]
         config = Changes(in_channels=found).of(config)
     fitting = kind.fit(config, stored, None if stated is None else stated.config, num_classes)
@@ -282,7 +284,7 @@ def _give_memory(model: nn.Module) -> None:
         name: torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu") for name, tensor in model.state_dict().items()
     }
     for name, tensor in state.items():
-        if name.endswith("num_batches_tracked"):  # the only tensor that a checkpoint may lack
+        if name.endswith("num_batches_tracked"):  # a checkpoint may lack only this tensor
             tensor.zero_()
     model.load_state_dict(state, assign=True)
 
