@@ -30,7 +30,7 @@ def together(*options: Callable[[Any], Any]) -> Callable[[Function], Function]:
 
 
 def grouped(kind: type[Any], argument: str, *options: Callable[[Any], Any]) -> Callable[[Function], Function]:
-    """Does what `together` does, but the command gets the values of all options as one argument.
+    """Returns a decorator that adds several options to a command, and passes their values as one argument.
 
     Args:
         kind: the class of the argument, a dataclass with a field for each option.

@@ -2,7 +2,7 @@
 
 A dense model (a detector or segmenter) consists of a `backbone`, which is an XCiT with a pyramid, and one or more
 heads. Each head has a bijective table. A row of the table maps the native name of a module to its published name. The
-last part of a tensor's name, such as "weight", is the same in both. The tensor names within the XCiT are in
+last part of a tensor's name, such as "weight", is the same in both names. The tensor names within the XCiT are in
 `weights/formats.py`. The list of all heads is in the table of model kinds (`zoo/kinds.py`).
 """
 

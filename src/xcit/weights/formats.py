@@ -1,7 +1,7 @@
 """Converts the tensor names of an XCiT between this package's own (native) names and each published format.
 
 Each format has a bijective table. A row maps the native name of a module or parameter to its published name. The last
-part of a tensor's name in a module, such as "weight", is the same in both. `{i}` is the index of a block or of a
+part of a tensor's name in a module, such as "weight", is the same in both names. `{i}` is the index of a block or of a
 convolution in the stem. `{2i}` is twice the index, because the official stem also counts its activations.
 """
 
@@ -98,17 +98,17 @@ _TO_NATIVE: dict[Format, dict[str, str]] = {
     format: {published: native for native, published in rows.items()} for format, rows in NATIVE_TO.items()
 }
 
-# The first number between dots. Leading zeros are not allowed, because a name with them could not be restored.
+# The first number between dots. Leading zeros are not allowed, because a name with leading zeros could not be restored.
 _NUMBER = re.compile(r"(?<=\.)(?:0|[1-9]\d{0,5})(?=\.)")
 _FUSED = re.compile(r"(cls_attn_blocks\.\d+\.attn\.)qkv(\.weight|\.bias)")
 _APART = re.compile(r"(cls_attn_blocks\.\d+\.attn\.)([qkv])(\.weight|\.bias)")
 
 
 def detect_format(names: Iterable[str]) -> Format | None:
-    """Returns the format whose table contains the largest number of the names; None if there is no XCiT.
+    """Returns the format whose table matches the largest number of names; None if there is no XCiT.
 
-    The names must contain an XCA block. So the result is None for a head without a backbone, and for other transformers
-    that have some names in common with XCiT.
+    The names must contain the names of an XCA block. So the result is None for a head without a backbone, and for other
+    transformers that have some names in common with XCiT.
     """
     names = list(names)
     best: Format | None = None

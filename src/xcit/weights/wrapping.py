@@ -204,7 +204,7 @@ def _preferred(found: list[Found], path: Path) -> Found:
         )
 
     def rank(each: Found) -> tuple[int, int]:
-        # Weights without a key come after weights under one of `_PLAIN`.
+        # Weights under one of `_PLAIN` are preferred to weights without a key.
         return (order.index(each.last) if each.label else len(_PLAIN) + 1, each.label.count("."))
 
     return min(known, key=rank)

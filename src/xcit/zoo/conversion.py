@@ -21,7 +21,7 @@ from xcit.zoo.statement import METADATA_KEY, model_metadata
 from xcit.zoo.stored import read_weights
 
 FOLDER = "timm-hub"
-"""The format that is a folder for the Hub (see `write_folder`), readable by timm if timm has such a model."""
+"""The format for the Hub: a folder (see `write_folder`), which timm can read if timm has such a model."""
 
 _PICKLED = (".pth", ".pt", ".bin")
 

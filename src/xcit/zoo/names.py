@@ -125,7 +125,7 @@ def _matches(record: Record, pattern: str) -> bool:
 
 
 def is_foreign(pattern: str) -> bool:
-    """Returns whether a pattern matches the name of no record, so that aliases are compared."""
+    """Returns whether a pattern is compared with aliases, because it matches the name of no record."""
     wanted = f"{pattern.lower()}*"
     return not any(fnmatchcase(name.lower(), wanted) for name in RECORDS)
 
