@@ -68,7 +68,7 @@ def bulk_options(part_size: int) -> Callable[[Function], Function]:
             default=part_size,
             show_default=True,
             metavar="N",
-            help="Images per Parquet part; all results of a part are in memory together.",
+            help="Images per Parquet part; all results of a part stay in memory until the part is written.",
         ),
         click.option(
             "--resume", is_flag=True, help="Continue an unfinished folder of Parquet parts, or begin a new one."

@@ -93,7 +93,7 @@ def test(
 ) -> int:
     """Measure CHECKPOINT (a file, a URL or a name) on labelled images, with the task and preprocessing of CONFIG.
 
-    CONFIG is the name of a recipe, the path of mmpretrain's config with the same name, or a run's config.yaml. For
+    CONFIG is the name of a recipe, the path of an mmpretrain config with a recipe's name, or a run's config.yaml. For
     classification, the command prints top-1, top-5 and loss, and writes report.json, confusion.csv and confusion.png.
     For segmentation, it prints mIoU, mAcc and aAcc, and writes report.json, iou.csv and confusion.csv. For detection,
     it prints COCO's twelve metrics for boxes and for masks, and writes report.json.

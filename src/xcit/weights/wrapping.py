@@ -3,8 +3,8 @@
 Programs that save a model add keys, prefixes and tensors. A training loop adds keys ("state_dict", "model_ema").
 Lightning and wrapper modules add prefixes to the tensor names ("model.", "module."). Weight averaging adds a counter,
 and code for adversarial robustness adds mean and standard deviation of the images. Each set of weights in a file has a
-label made of its keys and prefixes, such as "state_dict.model". The user selects a set by its label, or by the
-beginning or end of its label: the argument `key`.
+label made of its keys and prefixes, such as "state_dict.model". The argument `key` selects a set by its label, or by
+the beginning or the end of its label.
 """
 
 import re

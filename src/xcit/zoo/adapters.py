@@ -137,7 +137,8 @@ def read_adapter(folder: Path, read: Callable[[str], StoredWeights]) -> StoredWe
     load_state(model, kept | head | own_head, str(stored.path))
     if metadata.get(_BASE_DIGEST, found := _digest_of_base(model)) != found:
         raise XCiTError(
-            f"{folder}: was trained on other weights than {base} has now: use the earlier weights, or train again"
+            f"{folder}: the adapter was trained on other weights than {base} has now: use the earlier weights, or "
+            "train again"
         )
     try:
         with quiet_peft():

@@ -32,8 +32,8 @@ Model = TypeVar("Model", bound=nn.Module)
 class Kind(Generic[Config, Info, Model]):
     """One kind of model.
 
-    Its models have `config`, `info`, `num_classes`, `reset_classifier(num_classes)` and `fuse()`; its configs have
-    `num_classes`. An info contains the class names and the preprocessing of a model.
+    The models of a kind have `config`, `info`, `num_classes`, `reset_classifier(num_classes)` and `fuse()`. Their
+    configs have `num_classes`. An info contains the class names and the preprocessing of a model.
 
     Attributes:
         name: the name of the kind in messages, such as "segmenter".
@@ -182,7 +182,9 @@ def _segmenter_config(stored: StoredWeights) -> SegmenterConfig:
         num_classes, channels = state["head.classifier.weight"].shape[:2]
         auxiliary = state["auxiliary.classifier.weight"].shape[1] if kind == "upernet" else None
     except (KeyError, ValueError, IndexError) as error:
-        raise XCiTError(f"{stored.path}: not the weights of a segmenter: no tensor {error}") from None
+        raise XCiTError(
+            f"{stored.path}: these are not the weights of a segmenter: there is no tensor {error}"
+        ) from None
     backbone = config_from_state(stored.state, str(stored.path))
     config = SegmenterConfig(kind=kind, backbone=backbone, num_classes=num_classes, channels=channels)
     return config if auxiliary is None else replace(config, auxiliary_channels=auxiliary)
@@ -215,7 +217,7 @@ def _detector_config(stored: StoredWeights) -> MaskRCNNConfig:
         box_features = stored.dense["roi_heads.box_head.fc7.weight"].shape[0]
         num_classes, channels = stored.dense["roi_heads.mask_predictor.mask_fcn_logits.weight"].shape[:2]
     except (KeyError, ValueError, IndexError) as error:
-        raise XCiTError(f"{stored.path}: not the weights of a detector: no tensor {error}") from None
+        raise XCiTError(f"{stored.path}: these are not the weights of a detector: there is no tensor {error}") from None
     backbone = config_from_state(stored.state, str(stored.path))
     return MaskRCNNConfig(backbone=backbone, num_classes=num_classes, channels=channels, box_features=box_features)
 

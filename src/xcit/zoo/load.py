@@ -33,7 +33,7 @@ def load_record(record: Record, *, changes: Changes = UNCHANGED, progress: Downl
     """
     stored = read_record(record, progress)
     built = build_stored(fitting_config(record, stored), stored.whole, str(stored.path), changes)
-    # The info of the packaged model is in its file. For other models it is in the record.
+    # The info of the packaged model is in its file. For other models, the info is in the record.
     info = record.info() if record.packaged is None else describe(stored).info
     built.info = changes.of_info(info, record.kind.backbone(built.config))
     return built

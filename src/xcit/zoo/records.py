@@ -130,7 +130,7 @@ class Checkpoint(Record):
         )
 
     def row(self) -> dict[str, str]:
-        """Returns the image size, and a column of top-1 accuracy for each method and each project that measured it."""
+        """Returns the image size, and the published top-1 accuracies in columns such as "top-1 k-NN"."""
         top1 = {(a.method, a.measured_by): f"{a.top1:.1f}" for a in self.accuracies if not a.attack}
         attacked = next((f"{a.top1:.1f}" for a in self.accuracies if a.attack), "")
         return {
