@@ -127,7 +127,7 @@ def _output(path: str) -> Iterator[IO[str]]:
     target = Path(path)
     if target.is_dir():
         raise XCiTError(f"{path}: a folder, not a file for results")
-    if is_stream(target):  # written directly, so that a reader of the pipe gets each result at once
+    if is_stream(target):  # no temporary file is used, so that a reader of the pipe gets each result at once
         with _opened(target) as file:
             yield file
         return

@@ -250,7 +250,7 @@ KINDS: dict[str, Kind[Any, Any, Any]] = {kind.name: kind for kind in (CLASSIFIER
 
 
 def all_heads() -> Heads:
-    """Returns the tables of tensor names of the heads of all kinds, by the head's name."""
+    """Returns a dict that maps the name of each head, of any kind, to the head's table of tensor names."""
     return {head: rows for kind in KINDS.values() for head, rows in kind.heads.items()}
 
 
