@@ -65,7 +65,7 @@ __all__ = [*_HOME]
 
 
 def __getattr__(name: str) -> object:
-    if name == "explain":  # `xcit.explain` is a module, not a name in a module
+    if name == "explain":  # `xcit.explain` is a module of this package; the other public names are names in modules
         return import_module("xcit.explain")
     if name not in _HOME:
         raise AttributeError(f"module 'xcit' has no attribute {name!r}")

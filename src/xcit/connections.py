@@ -27,7 +27,7 @@ def open_answer(request: Request, *, timeout: float, patience: float) -> Any:
 
 
 class _SafeRedirects(HTTPRedirectHandler):
-    """Refuses redirects from https to an unencrypted address, because others could change the data on the way."""
+    """Refuses redirects from https to an unencrypted address, because an attacker could change the data."""
 
     def redirect_request(
         self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str

@@ -80,7 +80,7 @@ def progress_bar(
 def download_bar() -> Iterator[Callable[[str, int, int | None], None]]:
     """Yields a function that shows the progress of downloads; see `DownloadProgress` in `weights/download.py`.
 
-    Its arguments are the name of a download, the bytes received so far, and the total bytes (None if unknown).
+    The function gets the name of a download, the bytes received so far, and the total bytes (None if unknown).
     """
     if not sys.stderr.isatty():
         yield lambda *_: None

@@ -30,7 +30,7 @@ def regular(path: str | os.PathLike[str]) -> Path:
 
 
 def is_file(path: Path) -> bool:
-    """Returns whether a path is a file. It is false for text that can't be a path, such as text that is too long."""
+    """Returns whether a path is a file; false for text that can't be a path, such as text that is too long."""
     try:
         return path.is_file()
     except OSError:

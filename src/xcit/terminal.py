@@ -59,8 +59,8 @@ class _EscapingPrints(io.TextIOBase):
 def guard_prints() -> Iterator[None]:
     """Escapes control characters in printed text while a progress display of rich is active.
 
-    The display replaces standard output and standard error with its own streams, which do not escape. So this context
-    must be entered after the context of the display.
+    The display replaces standard output and standard error with its own streams, which do not escape the text. So this
+    context must be entered after the context of the display.
     """
     taken = {name: getattr(sys, name) for name in ("stdout", "stderr")}
     for name, stream in taken.items():
@@ -83,7 +83,7 @@ def tell(text: str, *, err: bool = False) -> None:
 
 
 def for_drawing(stream: IO[str]) -> IO[str]:
-    """Returns a stream that does not escape, for output that needs control characters, such as a progress bar."""
+    """Returns a stream that escapes nothing, for output that needs control characters, such as a progress bar."""
     if isinstance(stream, _Escaping):
         whole = sys.__stdout__ if stream is sys.stdout else sys.__stderr__
         assert whole is not None

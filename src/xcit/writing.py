@@ -13,22 +13,22 @@ from pathlib import Path
 from xcit.errors import XCiTError
 
 _TEMPORARY = ".xcit-{}.tmp"
-"""Names of unfinished files. They are hidden, and contain a random part, so that no file of the user is replaced."""
+"""The form of the names of unfinished files: hidden, with a random part, so that no file of the user is replaced."""
 
 _MAX_LINKS = 40
-"""Largest number of symbolic links in a chain that is followed, as in Linux."""
+"""Largest number of symbolic links that are followed in a chain; Linux has the same limit."""
 
 
 @contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields the path of a new, empty file to write, and renames the file to `path` after the body has finished.
+    """Yields the path of a new, empty file to write. When the `with` block ends, the file is renamed to `path`.
 
-    An earlier file at `path` is unchanged until the renaming, and also if the body fails or removes the new file. If
+    An earlier file at `path` is unchanged until the renaming, and also if the block fails or removes the new file. If
     `path` is a symbolic link, the target of the link is replaced. A device, a pipe or another path that is not a
     regular file is never replaced. Instead, the content of the new file is copied into it at the end.
 
     Raises:
-        XCiTError: if `path` can't be written, or the body raises an `OSError`.
+        XCiTError: if `path` can't be written, or the block raises an `OSError`.
     """
     path = Path(path)
     try:
@@ -63,16 +63,16 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """Yields a temporary folder to fill, and moves its entries to `folder` after the body has finished.
+    """Yields a temporary folder to fill. When the `with` block ends, its entries are moved to `folder`.
 
-    If the body fails, the entries are removed.
+    If the block fails, the entries are removed.
 
     Raises:
         XCiTError: if `folder` is not empty, is a file, or can't be created or written.
     """
     is_new = not folder.exists()
     if not is_new and (not folder.is_dir() or any(not _is_temporary(entry) for entry in folder.iterdir())):
-        raise XCiTError(f"{folder}: is there already: choose another folder, or remove it")
+        raise XCiTError(f"{folder} already exists: choose another folder, or remove it")
     make_folder(folder)
     # The temporary folder is inside `folder`, because the parent of `folder` may be on another disk.
     part = _beside(folder / "part")
@@ -85,14 +85,14 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         finally:
             shutil.rmtree(part, ignore_errors=True)
             if is_new:
-                with suppress(OSError):  # fails if the body has finished, because `folder` then has entries
+                with suppress(OSError):  # `rmdir` fails if the block succeeded, because `folder` then has entries
                     folder.rmdir()
     except OSError as error:
         raise XCiTError(f"{folder}: can't be written: {error.strerror or error}") from error
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Removes the unfinished files of killed processes from a folder, which no other process may use at the same time.
+    """Removes the unfinished files of killed processes from a folder. No other process may use the folder meanwhile.
 
     Each call of `whole_file` uses a new name, so the unfinished files of many killed processes could fill the disk.
     """

@@ -143,7 +143,7 @@ def test_a_new_kind_is_stored_loaded_converted_verified_and_listed(
     assert torch.equal(get_model(published)(images), model(images))
     with pytest.raises(XCiTError, match="is no segmenter, but mmseg is a format for segmenters"):
         xcit.convert(ours, tmp_path / "no.pth", "mmseg")
-    with pytest.raises(XCiTError, match="not the weights of a segmenter: its head is depth"):
+    with pytest.raises(XCiTError, match="not the weights of a segmenter: their head is depth"):
         get_model("sem-fpn_xcit-tiny-12-p16_80k_ade20k", pretrained=ours)
     verified = verify(published)
     assert (verified.architecture, verified.num_tensors) == ("depth on pico-6-p4", len(names))

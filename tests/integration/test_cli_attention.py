@@ -111,7 +111,7 @@ def test_a_second_run_does_not_draw_the_pictures_of_the_first(xcit, tmp_path):
     assert xcit("attention", "in/a.png", "--out", "in", "--no-figures").status == 0
     refused = xcit("attention", "in", "--out", "in")
     assert refused.status == 2
-    assert refused.err == "xcit: error: in: holds all images of the input: choose another folder for the results\n"
+    assert refused.err == "xcit: error: in: contains all images of the input: choose another folder for the results\n"
 
 
 def test_goes_on_where_an_image_cannot_be_drawn(xcit, tmp_path):

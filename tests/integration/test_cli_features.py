@@ -92,7 +92,7 @@ def test_knn_names_unreadable_images(xcit):
         " data/train/rot/0.png",
         " data/val/blau/9.png",
     ]
-    assert told[2:] == [TINY_ANSWERED.rstrip(), "xcit: 2 images could not be read and did not count"]
+    assert told[2:] == [TINY_ANSWERED.rstrip(), "xcit: 2 images could not be read and were left out"]
     assert "among 20 images" in done.out
     assert "of 8 images" in done.out
 
@@ -106,9 +106,7 @@ def test_knn_of_a_dino_file_needs_no_name(xcit):
     assert known.info.preprocessing == DINO_PREPROCESSING
     done = xcit("knn", "pico.pth", "--data", "data", "--workers", 0, "--k", 3)
     assert done.status == 0
-    assert done.err.startswith(
-        "xcit: pico.pth: how to prepare images is assumed: short side to 256, centre 224 x 224, "
-    )
+    assert done.err.startswith("xcit: pico.pth: the preprocessing is assumed: short side to 256, centre 224 x 224, ")
     assert done.err.count("\n") == 4
     assert done.err.endswith(f"{FOUND}xcit: model pico.pth\n")
 

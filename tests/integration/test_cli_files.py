@@ -54,7 +54,7 @@ def test_info_of_files(xcit, nano) -> None:
     for part in (
         "file           mine.pth",
         "known by       its tensors",
-        "nano-12-p16: width 128, 12 blocks, patches of 16 by stem strides 2, 2, 2, 2",
+        "nano-12-p16: width 128, 12 blocks, patches of 16 with stem strides 2, 2, 2, 2",
         "images         3 channels",
         "classes        1000",
         "preprocessing  not known: give --mean, --std and --size",
@@ -63,7 +63,7 @@ def test_info_of_files(xcit, nano) -> None:
     torch.save(get_model(CIFAR).state_dict(), CIFAR_FILE)
     text = xcit("info", CIFAR_FILE).out
     assert f"known by       its name or digest, which are those of {CIFAR}" in text
-    assert "small-12-p4: width 384, 12 blocks, patches of 4 by stem strides 1, 1, 2, 2" in text
+    assert "small-12-p4: width 384, 12 blocks, patches of 4 with stem strides 1, 1, 2, 2" in text
     assert "std (0.2471, 0.2435, 0.2616)\n" in text
     content = json.loads(xcit("info", CIFAR_FILE, "--json").out)
     assert content["config"]["stem_strides"] == [1, 1, 2, 2]
@@ -82,7 +82,7 @@ def test_info_of_files(xcit, nano) -> None:
 def test_info_and_list_of_a_robust_record(xcit) -> None:
     text = xcit("info", CIFAR).out
     for part in (
-        "patches of 4 by stem strides 1, 1, 2, 2",
+        "patches of 4 with stem strides 1, 1, 2, 2",
         "top-1 90.06%, measured by RobustBench",
         "top-1 56.14% under AutoAttack, Linf 8/255, measured by RobustBench",
         "releases/download/v1.1/debenedetti2022light-xcit-s-cifar10-linf.pth.tar",
@@ -107,9 +107,7 @@ def test_predict_says_what_is_assumed_and_takes_what_is_given(xcit, nano) -> Non
     done = xcit(
         "predict", "a.png", "--model", "xcit-nano-12-p16", "--weights", "mine.pth", "--key", "model_ema", "--json", "-"
     )
-    assert done.err.startswith(
-        "xcit: mine.pth: how to prepare images is assumed: short side to 224, centre 224 x 224, "
-    )
+    assert done.err.startswith("xcit: mine.pth: the preprocessing is assumed: short side to 224, centre 224 x 224, ")
     assert "--mean, --std and --size change it\n" in done.err
     assert first_class(done) == best(nano, usual)
     refused = xcit("predict", "a.png", "--model", "mine.pth", "--key", "model_ema")

@@ -57,7 +57,7 @@ def test_adapters(xcit, colours: Path, small: list[str]) -> None:
     ("command", "message"),
     [
         (("convert", "none.pth", "folder", "--to", "timm-hub"), "cannot read none.pth: no such file"),
-        (("convert", PACKAGED, "full", "--to", "timm-hub"), "full: is there already: choose another folder"),
+        (("convert", PACKAGED, "full", "--to", "timm-hub"), "full already exists: choose another folder"),
         (("convert", PACKAGED, "folder", "--to", "timm-hub", "--report", "none.json"), "none.json: can't be read"),
         (
             ("convert", PACKAGED, "new.pth", "--to", "timm", "--licence", "mit"),

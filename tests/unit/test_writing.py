@@ -162,12 +162,12 @@ def test_a_failed_folder_does_not_block_its_retry(tmp_path: Path, there: bool) -
     (folder / ".xcit-0123456789abcdef.tmp").mkdir(parents=True)  # left by a killed process
     fill(folder)
     assert (folder / "sub" / "a.txt").read_text() == "text"
-    with pytest.raises(XCiTError, match=r"data: is there already: choose another folder, or remove it"):
+    with pytest.raises(XCiTError, match=r"data already exists: choose another folder, or remove it"):
         fill(folder)
 
 
 def test_a_folder_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("mine")
-    with pytest.raises(XCiTError, match="is there already"):
+    with pytest.raises(XCiTError, match="already exists"):
         fill(tmp_path / "data")
     assert (tmp_path / "data").read_text() == "mine"

@@ -27,14 +27,18 @@ _VERBS = {
     "detect": ("detect", "detect", "Find objects: boxes, classes and masks."),
     "segment": ("segment", "segment", "Assign a class to each pixel of images."),
     "test": ("test", "test", "Measure a checkpoint on labelled images."),
-    "knn": ("knn", "knn", "Measure features with a k-nearest-neighbour classifier."),
-    "linear": ("linear", "linear", "Measure features with a linear classifier that is trained on them."),
+    "knn": ("knn", "knn", "Measure a k-nearest-neighbour classifier on a model's features."),
+    "linear": ("linear", "linear", "Train and measure a linear classifier on a model's features."),
     "train": ("train", "train", "Train a model with a recipe."),
     "config": ("train", "config", "Print a recipe's full config."),
     "make-data": ("make_data", "make_data", "Create a data set for experiments."),
     "bench": ("bench", "bench", "Measure a model's speed and memory on this machine."),
     "complexity": ("bench", "complexity", "Show how a model's cost grows with the image size."),
-    "max-size": ("max_size", "max_size", "Show the largest image that a model can process in a given memory."),
+    "max-size": (
+        "max_size",
+        "max_size",
+        "Show the largest image that a model can process in a given amount of memory.",
+    ),
     "fetch": ("weights", "fetch", "Download weights, for example for a machine without network."),
     "export": ("export", "export", "Export a model to a file for another runtime."),
     "convert": ("weights", "convert", "Convert a checkpoint to another format."),
@@ -92,7 +96,7 @@ def main() -> None:
 
 
 def run(command: click.Command, name: str) -> None:
-    """Runs a command and ends the process. After a user's mistake, it prints one message and exits with status 2.
+    """Runs a command and ends the process. After a user's mistake, prints one message and exits with status 2.
 
     If the program that reads the output ends early, as in `xcit list | head`, click ends the process without a message.
     """

@@ -1,4 +1,4 @@
-"""Prints in one line on standard error which model is used."""
+"""Prints which model is used, as one line on standard error."""
 
 from typing import Any
 

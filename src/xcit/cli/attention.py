@@ -39,12 +39,13 @@ read, its name and the reason are printed, the other images are processed, and t
 
 \b
 For each image, the folder --out gets
-  NAME-attention.png  the image, the mean of the heads over the image, and
-                      the map of each head
-  NAME-overlay.png    only the mean over the image, at the image's size
+  NAME-attention.png  the image, the mean map of all heads (drawn over the
+                      image), and the map of each head
+  NAME-overlay.png    only the mean map, drawn over the image, at the image's
+                      size
   NAME.npz            with --arrays: the maps as arrays
-  NAME.tif            with --tiff: the mean of the heads and the map of each
-                      head, float32; a GeoTIFF if the image is georeferenced
+  NAME.tif            with --tiff: the mean map and the map of each head,
+                      float32; a GeoTIFF if the image is georeferenced
   NAME-xca.png        with --xca: covariance of the channels in each block
 
 With --xca, the folder also gets one file temperatures.png. Images from several folders keep their relative paths in
@@ -73,8 +74,8 @@ torchrun --nproc-per-node 8 -m xcit attention INPUT... --out DIR --parquet
     "--threshold",
     type=click.FloatRange(min=0, max=1, min_open=True),
     metavar="SHARE",
-    help="Show only the largest cells of each map that together have this share of its sum, such as 0.6. By default, "
-    "all cells are shown.",
+    help="In each map, show only the cells with the largest values, which together make up this share of the map's "
+    "sum, such as 0.6. By default, all cells are shown.",
 )
 @click.option(
     "--resize",
@@ -132,7 +133,7 @@ def attention(
             ("--xca", xca), ("--tiff", tiff), ("--arrays", arrays), ("--threshold", threshold is not None)
         ):  # fmt: skip
             if is_given:
-                raise XCiTError(f"give --parquet, or {name}, not both: --parquet writes only whole maps")
+                raise XCiTError(f"give --parquet or {name}, not both: --parquet writes complete maps, no other files")
         check_resized(large.full_size, str(out))
         need_packages("Parquet", "pyarrow")
         images = open_words(inputs or tuple(map(str, packaged_images())), bulk, ignore_exif=ignore_exif)
@@ -168,7 +169,7 @@ def attention(
                 num_unreadable += 1
                 click.echo(f"xcit: {result.reason}", err=True)
             else:
-                if xca:  # `result.image` saves reading the image a second time
+                if xca:  # `result.image` is used, so that the file is not read a second time
                     (inside,) = channel_attention(result.image, network, device=computer, dtype=precision)
                     channels = replace(readable(inside), source=result.source)
                 _write(place, result, channels, figure=not no_figures, arrays=arrays, threshold=threshold)

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 def whole_numbers(what: str, example: str) -> Any:
-    """Returns a callback for a click option. It converts `1` or `1,32` to a tuple of different numbers above 0.
+    """Returns a callback for a click option. It converts text to a tuple of whole numbers above 0.
+
+    For example, `1,32` becomes (1, 32). Duplicates are removed.
 
     Args:
         what: what the numbers are, for the error message.

@@ -1,4 +1,4 @@
-"""Functions for commands that process many images: they open the inputs, and write folders of Parquet parts.
+"""Functions for commands that process many images. The functions open the inputs, and write folders of Parquet parts.
 
 Such a folder also contains a manifest, a JSON file that lists the finished parts (see `inference/bulk.py`).
 """
@@ -29,9 +29,9 @@ _NO_ARGUMENTS = (
     *("out", "json_path", "csv_path", "parquet", "no_pictures", "no_overlays", "no_figures", "threshold"),
     *("device", "batch_size", "resume"),
 )
-"""Parameters of commands that are not recorded in `arguments` of the manifest.
+"""Command-line parameters that are not recorded in `arguments` of the manifest.
 
-They do not affect the rows of the result, or another entry of the manifest records them.
+These parameters do not affect the rows of the result, or another entry of the manifest records them.
 """
 
 
@@ -68,7 +68,7 @@ def bulk_options(part_size: int) -> Callable[[Function], Function]:
             default=part_size,
             show_default=True,
             metavar="N",
-            help="Images per Parquet part; all results of a part are in memory together.",
+            help="Images per Parquet part; all results of a part stay in memory until the part is written.",
         ),
         click.option(
             "--resume", is_flag=True, help="Continue an unfinished folder of Parquet parts, or begin a new one."
@@ -206,7 +206,7 @@ def write_bulk(
             )
         except KeyboardInterrupt:
             if is_main():
-                click.echo(f"xcit: {folder}: the finished parts are kept; --resume continues", err=True)
+                click.echo(f"xcit: {folder}: the finished parts are kept; --resume continues the run", err=True)
             raise
     if not (manifest["complete"] and worked):  # the process that finishes last prints the summary
         return 0

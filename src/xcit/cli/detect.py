@@ -170,7 +170,11 @@ def _write(result: "DetectedObjects", place: Path, *, pictures: bool) -> None:
     if pictures or result.is_placed:
         make_folder(place.parent)
     if result.is_placed and find_spec("rasterio") is None:
-        click.echo(f"xcit: {result.source}: no polygons: they need rasterio ({install_hint('rasterio')})", err=True)
+        click.echo(
+            f"xcit: {result.source}: polygons are not written, because rasterio is not installed "
+            f"({install_hint('rasterio')})",
+            err=True,
+        )
     elif result.is_placed:
         result.write_geojson(beside(place, "-detections.geojson"))
     if pictures:

@@ -31,7 +31,7 @@ The exported model accepts any batch size, height and width, unless --size fixes
 accepts one image at a time. The file is compared with the model, by default at five image sizes and two batch sizes,
 and the largest difference is printed. If the difference is too large, no file is kept. The file also contains the class
 names, the preprocessing, the task, the source and the licence. So xcit predict, features, segment, detect, test and
-bench accept the file as a model, and use its runtime.
+bench accept the file as a model, and run it with the other runtime.
 
 \b
 Example:

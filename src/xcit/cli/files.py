@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 def images_outside(inputs: Sequence[str], out: Path) -> list[Path]:
     """Returns the image files of the inputs, without the files in the folder `out`.
 
-    Files in `out` may be results of an earlier run. But a file in `out` is kept if its own path is one of the inputs. A
-    line on standard error says how many files were left out.
+    Files in `out` may be results of an earlier run. But a file in `out` is returned if its own path is one of the
+    inputs. A line on standard error says how many files were left out.
 
     Raises:
         XCiTError: if there are no images, or all images are in `out`.
@@ -29,7 +29,7 @@ def images_outside(inputs: Sequence[str], out: Path) -> list[Path]:
     found = find_images(inputs, passed_by)
     images = [path for path in found if path in named or not path.resolve().is_relative_to(out.resolve())]
     if not images:
-        raise XCiTError(f"{out}: holds all images of the input: choose another folder for the results")
+        raise XCiTError(f"{out}: contains all images of the input: choose another folder for the results")
     passed_by.num_results = len(found) - len(images)
     say_passed_by(passed_by)
     return images

@@ -86,7 +86,7 @@ def knn(
             )
         say_model(network, model, weights)
         if report.unreadable:
-            click.echo(f"xcit: {len(report.unreadable)} images could not be read and did not count", err=True)
+            click.echo(f"xcit: {len(report.unreadable)} images could not be read and were left out", err=True)
             # The other processes return 0, because torchrun ends all processes if one of them fails.
             return SOME_FAILED
     return 0

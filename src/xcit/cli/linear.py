@@ -1,4 +1,4 @@
-"""`xcit linear`: measures a model's features with a linear classifier that is trained on them."""
+"""`xcit linear`: trains a linear classifier on a model's features, and measures the accuracy."""
 
 import shlex
 from pathlib import Path
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 @click.option(
     "--no-augmentation",
     is_flag=True,
-    help="Train on centre crops. This is fast, because features are computed only once. But it is not the published "
-    "protocol.",
+    help="Train on centre crops. This is fast, because the features of each image are computed only one time. But it "
+    "is not the published protocol.",
 )
 @click.option("--epochs", type=click.IntRange(min=1), default=100, show_default=True, help="Number of training epochs.")
 @click.option(
@@ -44,7 +44,8 @@ if TYPE_CHECKING:
     metavar="LR...",
     default="0.001",
     show_default=True,
-    help="Learning rates for a batch size of 256, scaled in proportion to the batch size; the best classifier is kept.",
+    help="Learning rates for a batch size of 256, scaled in proportion to the batch size. One classifier is trained "
+    "for each rate, and the best classifier is kept.",
 )
 @click.option(
     "--class-weights",
@@ -78,7 +79,7 @@ def linear(
     batch_size: int,
     device: str | None,
 ) -> int:
-    """Train a linear classifier on the frozen features of MODEL (a name or a weights file), and measure it.
+    """Train a linear classifier on the frozen features of MODEL (a name or a weights file), and measure the accuracy.
 
     DATA is a folder of images by class, for training (train) and for evaluation (val). The run's folder gets the same
     files as with `xcit train`. The file model.safetensors contains the backbone and the linear classifier, for
@@ -114,12 +115,12 @@ def linear(
         if not is_main():
             return 0
         click.echo(
-            f"xcit: stopped by {stopped.signal}, saved in {stopped.checkpoint}; resume by the same command with "
+            f"xcit: stopped by {stopped.signal}, saved in {stopped.checkpoint}; to resume, run the same command with "
             "--resume",
             err=True,
         )
         return STOPPED
-    if not is_main():  # with status 0, because torchrun ends all processes if one of them fails
+    if not is_main():  # the status is 0, because torchrun ends all processes if one of them fails
         return 0
     _print_report(report, directory)
     say_model(network, model, weights)
@@ -140,4 +141,4 @@ def _print_report(report: "LinearReport", directory: Path) -> None:
     weights = directory / "model.safetensors"
     click.echo(f"use it: xcit predict IMAGE... --model {shlex.quote(str(weights))}")
     if report.unreadable:
-        click.echo(f"xcit: {len(report.unreadable)} images could not be read and did not count", err=True)
+        click.echo(f"xcit: {len(report.unreadable)} images could not be read and were left out", err=True)

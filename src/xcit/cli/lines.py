@@ -11,7 +11,7 @@ import click
 def terminal_width(*, err: bool = False) -> int | None:
     """Returns the number of columns of the terminal, or None if standard output is not a terminal.
 
-    If `err` is true, standard error counts instead of standard output.
+    If `err` is true, standard error is checked instead of standard output.
     """
     stream = sys.stderr if err else sys.stdout
     return shutil.get_terminal_size().columns if stream.isatty() else None

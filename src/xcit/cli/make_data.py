@@ -32,7 +32,7 @@ def make_data(kind: str, task: str, out: Path, num_train: int, num_val: int, see
     fashion-scenes: each image (scene) shows several overlapping garments of Fashion-MNIST on a textured background.
     Training scenes use Fashion-MNIST's training images, and validation scenes use its test images. For segmentation,
     the folder gets images, label maps and classes.txt. For detection, it gets images, and boxes and masks in COCO's
-    format. `xcit train --data` can read both.
+    format. `xcit train --data` can read both kinds of data set.
     """
     from xcit.data.detection_scenes import write_detection_scenes
     from xcit.data.fashion_scenes import write_segmentation_scenes

@@ -14,7 +14,7 @@ def max_size(model: str, memory: str | None) -> None:
     """Print the largest square image that MODEL (a name or a file) can process in a given amount of memory.
 
     The command prints two sizes. For the first size, all tokens stay in memory. For the second size, tokens are written
-    to scratch files. Both sizes are computed from the plan for --full-size, in float32 on the CPU. Nothing is
+    to scratch files. Both sizes are computed from the memory plan of --full-size, in float32 on the CPU. Nothing is
     downloaded, and the model is not run.
     """
     from xcit.models.xcit import FusedXCiT

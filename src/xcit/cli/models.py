@@ -21,7 +21,7 @@ TASKS = ("image-classification", "image-features", "semantic-segmentation", "obj
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_(pattern: str | None, task: str | None, as_json: bool) -> None:
-    """List the models whose names match PATTERN: a shell-style pattern, or the beginning of a name."""
+    """List the models with names that match PATTERN: a shell-style pattern, or the beginning of a name."""
     import json
 
     from xcit.errors import XCiTError
@@ -52,7 +52,7 @@ def list_(pattern: str | None, task: str | None, as_json: bool) -> None:
         say("  " + ", ".join([row["data"], *figures]), indent=2)
 
 
-# The columns, in their order. The heading " px" has a space because its values have three digits.
+# The columns, in their order. The heading " px" has a space because the values in this column have three digits.
 _COLUMNS = (
     " px",
     "top-1 official",
@@ -142,7 +142,7 @@ def _print_file(name: str, as_json: bool) -> None:
         (
             "architecture",
             f"{architecture_of(backbone)}: width {backbone.embed_dim}, {backbone.depth} blocks, patches of "
-            f"{backbone.patch_size} by stem strides {', '.join(map(str, backbone.strides))}",
+            f"{backbone.patch_size} with stem strides {', '.join(map(str, backbone.strides))}",
         ),
         ("images", f"{backbone.in_channels} channels"),
         ("classes", str(stated.config.num_classes)),

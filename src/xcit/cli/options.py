@@ -30,7 +30,7 @@ def together(*options: Callable[[Any], Any]) -> Callable[[Function], Function]:
 
 
 def grouped(kind: type[Any], argument: str, *options: Callable[[Any], Any]) -> Callable[[Function], Function]:
-    """Like `together`, but the command gets the values of the options as one argument.
+    """Returns a decorator that adds several options to a command, and passes their values as one argument.
 
     Args:
         kind: the class of the argument, a dataclass with a field for each option.
@@ -96,7 +96,7 @@ class FileOptions:
         info = model.info
         if getattr(info, "assumed", False) and is_main():
             click.echo(
-                f"xcit: {name}: how to prepare images is assumed: {info.preprocessing.sentence()}; --mean, --std and "
+                f"xcit: {name}: the preprocessing is assumed: {info.preprocessing.sentence()}; --mean, --std and "
                 "--size change it",
                 err=True,
             )
@@ -214,10 +214,13 @@ def full_size_options(help_: str) -> Callable[[Function], Function]:
         click.option(
             "--token-dtype",
             type=click.Choice(DTYPES[:2]),
-            help="With --full-size: dtype of the tokens between blocks; bfloat16 halves their size, but rounds them.",
+            help="With --full-size: dtype of the tokens between blocks; "
+            "bfloat16 halves the size of the tokens, but rounds their values.",
         ),
         click.option(
-            "--level", type=click.IntRange(min=0), help="With --full-size: level of an image pyramid; 0 is the largest."
+            "--level",
+            type=click.IntRange(min=0),
+            help="With --full-size: level of the image pyramid to read; level 0 has the full resolution.",
         ),
         click.option(
             "--mpp",
@@ -236,7 +239,8 @@ def full_size_options(help_: str) -> Callable[[Function], Function]:
             "value_range",
             callback=numbers(float),
             metavar="LOW,HIGH",
-            help="With --full-size: pixel values that become 0 and 1, such as 0,3000; other values are clipped.",
+            help="With --full-size: pixel values that are scaled to 0 and 1, such as 0,3000; values outside this "
+            "range are clipped.",
         ),
         click.option(
             "--region",
@@ -289,15 +293,15 @@ exif_option = click.option(
 class_map_option = click.option(
     "--class-map",
     metavar="FILE",
-    help="JSON or CSV file that maps the name of each folder or label to a class of the model (its name or index).",
+    help="JSON or CSV file that maps the name of each folder or label to a class of the model (by name or index).",
 )
 
 holdout_option = click.option(
     "--holdout",
     type=click.FloatRange(min=0),
     metavar="N|SHARE",
-    help="Measure on the training images that a run with this holdout did not train on: a number of images, or a share "
-    "below 1.",
+    help="Measure on the training images that the training run held out. Give the holdout of the run: a number of "
+    "images, or a share below 1.",
 )
 
 feature_options = together(
@@ -334,14 +338,14 @@ def numbers(kind: type[int] | type[float]) -> Callable[[click.Context, click.Par
 
 
 class CommandWithNumbers(click.Command):
-    """A command whose options accept several numbers, as in --k 10 20, if their metavar ends in `...`."""
+    """A command in which an option accepts several numbers, as in --k 10 20, if the option's metavar ends in `...`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Joins the numbers after an option with commas, before click parses the arguments."""
         options = (option for option in self.params if isinstance(option, click.Option))
         lists = {name for option in options if (option.metavar or "").endswith("...") for name in option.opts}
         joined: list[str] = []
-        is_value = False  # whether the last word is a value of an option for numbers
+        is_value = False  # whether the next number belongs to an option that accepts several numbers
         for word in args:
             if is_value and _is_number(word):
                 joined[-1] += f",{word}"

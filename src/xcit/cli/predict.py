@@ -92,7 +92,7 @@ def predict(
             raise XCiTError("give --out, or --json or --csv, not both")
         folder = parts_folder(out)
         if folder is None:
-            raise XCiTError(f"{out}: --out must be a folder, for Parquet parts: give --out {out}/, or --json or --csv")
+            raise XCiTError(f"{out}: --out must be a folder for Parquet parts: give --out {out}/, --json or --csv")
         check_resized(large.full_size, out)
         computer = placed(device)
         network = load_model(model, weights, computer, how)

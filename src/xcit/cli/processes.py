@@ -20,7 +20,7 @@ def is_main() -> bool:
 
 @contextmanager
 def one_voice() -> Iterator[None]:
-    """Lets only the main process print an error of the user.
+    """Lets only the main process print the message about a user's mistake.
 
     The other processes exit with the same status and print nothing, because the error occurs in all processes.
     """
@@ -30,8 +30,8 @@ def one_voice() -> Iterator[None]:
         if "TORCHELASTIC_ERROR_FILE" in os.environ:
             from torch.distributed.elastic.multiprocessing.errors import ErrorHandler
 
-            # torchrun's summary shows the recorded error without a traceback. If an error occurs only in a process that
-            # is not the main one, the summary is the only place that shows it.
+            # torchrun's summary shows the recorded error without a traceback. If an error does not occur in the main
+            # process, only the summary shows the error.
             ErrorHandler().record_exception(XCiTError(str(error)))
         if is_main():
             raise

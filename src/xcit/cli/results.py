@@ -122,12 +122,12 @@ class _NoResults(Exception):  # noqa: N818  (it is no error)
 def _output(path: str) -> Iterator[IO[str]]:
     if path == "-":
         yield sys.stdout
-        sys.stdout.flush()  # an error of a closed pipe is then raised here, where it is handled
+        sys.stdout.flush()  # an error of a closed pipe is raised here, where it is handled
         return
     target = Path(path)
     if target.is_dir():
         raise XCiTError(f"{path}: a folder, not a file for results")
-    if is_stream(target):  # written directly, so that a reader of the pipe gets each result at once
+    if is_stream(target):  # no temporary file is used, so that a reader of the pipe gets each result at once
         with _opened(target) as file:
             yield file
         return

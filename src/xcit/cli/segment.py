@@ -46,8 +46,8 @@ For each image, the folder --out gets
   NAME-labels.png   the class of each pixel, as a palette image
   NAME-overlay.png  the classes' colours over the image, with a legend
 
-The folder also gets areas.json: for each image, the share of each class. Images from several folders keep their
-relative paths in --out.
+The folder also gets areas.json: for each image, the share of pixels of each class. Images from several folders keep
+their relative paths in --out.
 
 --slide moves a window over each image, and averages the logits where windows overlap. With --slide --full-size, the
 image is not resized, and the memory for the logits does not grow with the image.
@@ -56,8 +56,8 @@ image is not resized, and the memory for the logits does not grow with the image
 --full-size without --slide processes images of any size in stripes, in
 bounded memory. The labels are the same as without stripes. The files are:
   NAME-labels.tif   the class of each pixel: a tiled TIFF with a palette and
-                    overviews; it is georeferenced if the image is; 255 means
-                    unlabelled
+                    overviews, georeferenced if the image is georeferenced;
+                    255 means unlabelled
   NAME-overlay.png  the classes' colours over a small copy of the image
 
 In this mode, georeferenced images, slides and many other formats are read row by row, and --memory limits the memory.
@@ -154,17 +154,19 @@ def segment(
 
 
 def _check_no_stripes(large: FullSizeOptions) -> None:
-    """Checks, for a command with --slide, that no option that needs --full-size was given.
+    """Checks that a command with --slide has no option for images in stripes, such as --memory.
+
+    --full-size itself is allowed: with --slide, the images are then not resized.
 
     Raises:
-        XCiTError: if such an option was given: --slide does not process images in stripes.
+        XCiTError: if an option for images in stripes was given.
     """
     for name in large.given():
-        raise XCiTError(f"{name} is for whole images in stripes, but --slide uses a window: leave one of them out")
+        raise XCiTError(f"{name} is for images in stripes, but --slide uses a window: leave out {name} or --slide")
 
 
 class _Files:
-    """Writes the files of results. `areas` contains, for each image, the share of each class."""
+    """Writes the files of results. `areas` contains, for each image, the share of pixels of each class."""
 
     def __init__(self, *, overlays: bool, polygons: bool) -> None:
         self._overlays, self._polygons = overlays, polygons
@@ -176,7 +178,7 @@ class _Files:
         places: Sequence[Path],
         advance: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """Writes the files of each result as soon as it is computed."""
+        """Writes the files of each result as soon as the result is computed."""
         from xcit.inference.reading import Unreadable
 
         for place, result in zip(places, results, strict=True):

@@ -53,7 +53,7 @@ PROTOCOLS = ("mmpretrain", "official")
 @click.option(
     "--ignore-exif",
     is_flag=True,
-    help="Boxes and label maps refer to the stored pixels, not to the image that EXIF rotates.",
+    help="Boxes and label maps refer to the stored pixels, not to the pixels after the EXIF rotation.",
 )
 @click.option(
     "--full-size", is_flag=True, help="For segmentation and detection: process images at their own size, in stripes."
@@ -93,7 +93,7 @@ def test(
 ) -> int:
     """Measure CHECKPOINT (a file, a URL or a name) on labelled images, with the task and preprocessing of CONFIG.
 
-    CONFIG is the name of a recipe, the path of mmpretrain's config with the same name, or a run's config.yaml. For
+    CONFIG is the name of a recipe, the path of an mmpretrain config with a recipe's name, or a run's config.yaml. For
     classification, the command prints top-1, top-5 and loss, and writes report.json, confusion.csv and confusion.png.
     For segmentation, it prints mIoU, mAcc and aAcc, and writes report.json, iou.csv and confusion.csv. For detection,
     it prints COCO's twelve metrics for boxes and for masks, and writes report.json.
@@ -135,7 +135,10 @@ def test(
     for path in written:
         click.echo(f"wrote  {path}")
     if isinstance(result, ClassificationResult) and written[-1].suffix != ".png":
-        click.echo(f"no picture of the confusion matrix: it needs matplotlib ({install_hint('matplotlib')})", err=True)
+        click.echo(
+            f"the confusion matrix was not drawn, because matplotlib is not installed ({install_hint('matplotlib')})",
+            err=True,
+        )
     say(f"xcit: model {result.model}", err=True, indent=2)
     num_unreadable = len(result.report.unreadable)
     if not num_unreadable:

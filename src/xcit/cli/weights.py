@@ -30,7 +30,7 @@ def fetch(names: tuple[str, ...], folder: Path | None) -> int:
         found for name in names for found in (list_models(name) if set("*?[") & set(name) else [find_record(name).name])
     ]
     if not wanted:
-        raise XCiTError(f"no model matches {' or '.join(map(repr, names))}; `xcit list` shows all")
+        raise XCiTError(f"no model matches {' or '.join(map(repr, names))}; `xcit list` shows all models")
     num_failed = 0
     for name in dict.fromkeys(wanted):
         try:

@@ -79,8 +79,8 @@ class XCiTBackbone(nn.Module):
             raise XCiTError(f"out_type is {out_type!r}, must be one of {', '.join(get_args(OutType))}")
         if out_type == "cls_token" and self.out_indices[0] < config.depth:
             raise XCiTError(
-                f"block {self.out_indices[0]} has no class token, which enters at block {config.depth}: take another "
-                "out_type"
+                f"block {self.out_indices[0]} has no class token: the class token enters at block {config.depth}; use "
+                "another out_type"
             )
         needs_class_attention = max(self.out_indices) >= config.depth
         self.xcit = XCiT(replace(config, num_classes=0) if needs_class_attention else backbone_of(config))
@@ -183,7 +183,7 @@ def _shape(name: str, source: bool | str, in_channels: int | None, drop_path_rat
     if in_channels is not None and in_channels != config.in_channels:
         if source is not False:
             raise XCiTError(
-                f"{name}: its weights take {config.in_channels} channels, not {in_channels}: leave pretrained out"
+                f"{name}: the weights are for {config.in_channels} channels, not {in_channels}: leave out pretrained"
             )
         config = replace(config, in_channels=in_channels)
     return replace(config, drop_path_rate=drop_path_rate)
@@ -198,7 +198,7 @@ def _blocks(out_indices: int | Sequence[int], num_blocks: int) -> list[int]:
 
 
 def _hold(xcit: XCiT, frozen: bool, norm_eval: bool) -> None:
-    """Sets a frozen XCiT to evaluation mode, or with `norm_eval` only its batch norms."""
+    """Sets the XCiT to evaluation mode if `frozen` is true, or only its batch norms if only `norm_eval` is true."""
     if frozen:
         xcit.eval()
     elif norm_eval:

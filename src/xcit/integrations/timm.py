@@ -95,7 +95,7 @@ def _entrypoint(name: str) -> Callable[..., nn.Module]:
 
 
 def _place(device: str | torch.device | None, pretrained: bool) -> AbstractContextManager[Any]:
-    """Returns a context in which random weights are created on `device` (on the meta device, without values)."""
+    """Returns a context in which random weights are created on `device`. The meta device stores no values."""
     return nullcontext() if device is None or pretrained else torch.device(device)
 
 
@@ -162,7 +162,7 @@ def _pyramid_entrypoint(name: str) -> Callable[..., nn.Module]:
         out_indices: int | Sequence[int] | None = None,
     ) -> nn.Module:
         if not features_only:
-            raise XCiTError(f"pyramid_{name} only gives feature maps: pass features_only=True, or take {name}")
+            raise XCiTError(f"pyramid_{name} returns only feature maps: pass features_only=True, or use {name}")
         changes = Changes(in_channels=in_chans, drop_path_rate=drop_path_rate)
         pyramid = get_backbone(name, pretrained, pyramid=True, changes=changes)
         return PyramidFeatures(pyramid, out_indices).train()

@@ -1,1 +1,1 @@
-"""Reads, writes and downloads checkpoint files, and converts their tensor names; it does not use the model classes."""
+"""Reads, writes and downloads checkpoint files, and converts their tensor names, without using the model classes."""

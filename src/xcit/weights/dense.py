@@ -2,7 +2,7 @@
 
 A dense model (a detector or segmenter) consists of a `backbone`, which is an XCiT with a pyramid, and one or more
 heads. Each head has a bijective table. A row of the table maps the native name of a module to its published name. The
-last part of a tensor's name, such as "weight", is the same in both. The tensor names within the XCiT are in
+last part of a tensor's name, such as "weight", is the same in both names. The tensor names within the XCiT are in
 `weights/formats.py`. The list of all heads is in the table of model kinds (`zoo/kinds.py`).
 """
 
@@ -73,7 +73,7 @@ SEM_FPN: Rows = {
         for level, num_convs in enumerate((1, 1, 2, 3))
         for i in range(num_convs)
         for native, published in _conv_norm(
-            # In the published models, upsampling layers between the convolutions are counted too.
+            # The numbers in the published names also count the upsampling layers between the convolutions.
             f"head.levels.{level}.{i}",
             f"decode_head.scale_heads.{level}.{2 * i}",
         ).items()
@@ -107,7 +107,9 @@ MASK_RCNN: Rows = {
 
 
 def detect_head(names: Iterable[str], heads: Heads) -> str | None:
-    """Returns the name of the head that has the most modules of a state dict; None if the head is unknown.
+    """Returns the name of the known head that has the largest number of modules in common with a state dict.
+
+    The result is None if no known head has a module in common with the state dict.
 
     Args:
         names: the tensor names of the state dict, native or published.
@@ -128,7 +130,7 @@ def dense_to_native(state: Mapping[str, Tensor], rows: Rows) -> dict[str, Tensor
 
     Args:
         state: the state dict of the whole model.
-        rows: the table of its head, or `PYRAMID` if the head is unknown.
+        rows: the table of the model's head, or `PYRAMID` if the head is unknown.
 
     Raises:
         XCiTError: if two tensors would get the same name.

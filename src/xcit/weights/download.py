@@ -53,7 +53,7 @@ def download(
 
     The bytes are written to a part file first, `<destination>.part`. A download is resumed if an earlier call left a
     part file, the server still has the same version of the file, and the server can send a range of bytes. If two
-    processes download to the same destination, the second process waits for the first and uses its file.
+    processes download to the same destination, the second process waits for the first process and uses its file.
 
     Args:
         url: An http, https or file URL. Proxies are read from the environment, as in `urllib`.
@@ -91,7 +91,9 @@ def download(
             return destination
         destination.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{destination}.lock"):
-            if not is_intact(destination, sha256):  # another process may have finished it while this process waited
+            if not is_intact(
+                destination, sha256
+            ):  # another process may have finished the download while this process waited
                 destination.unlink(missing_ok=True)
                 transfer.run(sha256, check)
     except OSError as error:
@@ -117,7 +119,7 @@ class _BrokenOffError(Exception):
 class _Transfer:
     """Downloads one file, while the caller holds the lock of the destination.
 
-    The fields are arguments of `download`; `report` is `progress` without the name.
+    The fields are arguments of `download`; `report` is `progress` without the argument for the name.
     """
 
     url: str
@@ -138,7 +140,10 @@ class _Transfer:
         return self.destination.with_name(f"{self.destination.name}.part.json")
 
     def run(self, sha256: str | None, check: Callable[[Path], object]) -> None:
-        """Receives the file, verifies it and moves it to `destination`; resumes once if the connection breaks."""
+        """Receives the file, verifies it and moves it to `destination`.
+
+        If the connection breaks, one more attempt resumes the download.
+        """
         try:
             try:
                 self._receive()
@@ -157,7 +162,7 @@ class _Transfer:
         self.note.unlink(missing_ok=True)
 
     def write_error(self, error: OSError, num_bytes: int | None) -> DownloadError:
-        """Returns the error for a file that can't be written; if the disk is full, it also deletes the part file.
+        """Returns the error for a file that can't be written. If the disk is full, the part file is deleted.
 
         Args:
             error: the error of the operating system.
@@ -211,13 +216,14 @@ class _Transfer:
         if response.status not in (206, 416):
             return response, 0
         found = version_of(response.headers)
-        # Some servers ignore `If-Range`. So the version is compared here too: the rest must not be of a new version.
+        # Some servers ignore `If-Range`. So the version is compared here too: the bytes of two versions must not be
+        # mixed.
         if response.status == 206 and offset and first_byte(response.headers) == offset and found == version:
             return response, offset
         response.close()
         if response.status == 206 and not offset:
             raise DownloadError(
-                f"{self.url}: HTTP 206, a part of the file, but the whole file was requested", status=206
+                f"{self.url}: the whole file was requested, but the server sent only a part (HTTP 206)", status=206
             )
         if response.headers.get("Content-Range") == f"bytes */{offset}" and found in (None, version):
             return None
@@ -230,7 +236,7 @@ class _Transfer:
         with self.part.open("ab" if offset else "wb") as file:
             version = version_of(response.headers)
             if offset == 0 and version is not None:
-                # The note is written after the old part file is emptied, because it describes the new part file.
+                # The note is written after the old part file is emptied, because the note describes the new part file.
                 self.note.write_text(json.dumps({"url": self.url, "version": version}))
             self.report(offset, total)
             done = offset
@@ -272,7 +278,7 @@ def version_of(headers: Message) -> str | None:
 
 
 def first_byte(headers: Message) -> int | None:
-    """Returns the offset in the file of a partial answer's first byte; None if the answer is not partial."""
+    """Returns the offset, within the file, of the first byte of a partial answer; None if the answer is not partial."""
     found = re.match(r"bytes (\d+)-", headers.get("Content-Range", ""))
     return int(found[1]) if found else None
 
@@ -280,7 +286,7 @@ def first_byte(headers: Message) -> int | None:
 def _total_bytes(headers: Message, offset: int) -> int | None:
     """Returns the size of the whole file in bytes; None if it is unknown.
 
-    It is read from `Content-Range`, or else computed from `Content-Length` and the offset of the answer.
+    The size is read from `Content-Range`, or else computed from `Content-Length` and the offset of the answer.
     """
     if found := re.search(r"/(\d+)$", headers.get("Content-Range", "")):
         return int(found[1])

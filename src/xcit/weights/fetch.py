@@ -1,8 +1,8 @@
 """Gets the file of a published checkpoint from the first source that has the file: a mirror, the Hub or a URL.
 
-The package huggingface_hub returns the URL, version and digest of a file on the Hub, and the user's token. But it is
-not used to download files, because it checks no digest, keeps a second copy of each file, and tries for more than a
-minute if there is no network. `download` downloads all files.
+The package huggingface_hub returns the URL, version and digest of a file on the Hub, and the user's token. Its own
+downloads are not used: they check no digest, keep a second copy of each file, and retry for more than a minute if there
+is no network. All files are downloaded by `download`.
 """
 
 import hashlib
@@ -52,11 +52,11 @@ class Source:
         steps = PurePosixPath(self.filename).parts
         # The name is used as a path in a folder on this machine, so it must not point outside this folder.
         if not steps or ".." in steps or steps[0] == "/" or "\\" in self.filename:
-            raise XCiTError(f"{self.filename!r} is no file name: see the source {self.location}")
+            raise XCiTError(f"{self.filename!r} is not a valid file name (source: {self.location})")
         if self.kind == "url" and len(steps) > 1:
             raise XCiTError(f"{self.filename!r} must be the last part of the URL {self.location}")
         if self.sha256 is not None and not re.fullmatch("[0-9a-fA-F]{8,64}", self.sha256):
-            raise XCiTError(f"{self.sha256!r} is no SHA-256 in hex (8 to 64 digits): see the source {self.location}")
+            raise XCiTError(f"{self.sha256!r} is not a SHA-256 in hex with 8 to 64 digits (source: {self.location})")
 
     @property
     def label(self) -> str:
@@ -82,7 +82,7 @@ def obtain(
     returned.
 
     Args:
-        name: The checkpoint's name. A mirror may contain its file as `<name>.safetensors`.
+        name: The checkpoint's name. A mirror may contain the checkpoint's file as `<name>.safetensors`.
         sources: The sources of the file, the preferred one first. A mirror may contain a source's file under the file
             name of that source.
         directory: The folder for downloads. Files in a mirror folder or in the Hub's cache are not copied.
@@ -141,8 +141,8 @@ def obtain(
     lines = "".join(f"  {reason}\n" for reason in reasons)
     raise FetchError(
         f"cannot get the weights of {name}:\n{lines}"
-        f"Set XCIT_MIRROR to a folder or URL with the files, run `xcit fetch {name} --to DIR` on a machine with a "
-        "network, or pass pretrained=PATH"
+        f"Set XCIT_MIRROR to a folder or URL with the files (`xcit fetch {name} --to DIR` creates such a folder on a "
+        "machine with a network), or pass pretrained=PATH"
     )
 
 
@@ -194,7 +194,7 @@ def _source_path(source: Source, directory: Path) -> Path:
 
 
 def _local_copy(source: Source, directory: Path) -> Path | None:
-    """Returns the path of an earlier download, in `directory` or in the Hub's own cache; None if there is none."""
+    """Returns the path of an earlier download, in `directory` or in the Hub's own cache; None if no file is there."""
     path = _source_path(source, directory)
     if is_intact(path, source.sha256):
         return path

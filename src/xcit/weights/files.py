@@ -109,7 +109,10 @@ def read_checkpoint(path: str | Path, *, key: str | None = None, heads: Heads = 
 
 
 def digest(state: Mapping[str, Tensor]) -> str:
-    """Returns the SHA-256, in hex, of the names, dtypes, shapes and values of all tensors, in any order of names."""
+    """Returns the SHA-256, in hex, of the names, dtypes, shapes and values of all tensors.
+
+    The order of the tensors in `state` has no effect.
+    """
     sha = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()

@@ -1,7 +1,7 @@
 """Converts the tensor names of an XCiT between this package's own (native) names and each published format.
 
 Each format has a bijective table. A row maps the native name of a module or parameter to its published name. The last
-part of a tensor's name in a module, such as "weight", is the same in both. `{i}` is the index of a block or of a
+part of a tensor's name in a module, such as "weight", is the same in both names. `{i}` is the index of a block or of a
 convolution in the stem. `{2i}` is twice the index, because the official stem also counts its activations.
 """
 
@@ -98,17 +98,17 @@ _TO_NATIVE: dict[Format, dict[str, str]] = {
     format: {published: native for native, published in rows.items()} for format, rows in NATIVE_TO.items()
 }
 
-# The first number between dots. Leading zeros are not allowed, because a name with them could not be restored.
+# The first number between dots. Leading zeros are not allowed, because a name with leading zeros could not be restored.
 _NUMBER = re.compile(r"(?<=\.)(?:0|[1-9]\d{0,5})(?=\.)")
 _FUSED = re.compile(r"(cls_attn_blocks\.\d+\.attn\.)qkv(\.weight|\.bias)")
 _APART = re.compile(r"(cls_attn_blocks\.\d+\.attn\.)([qkv])(\.weight|\.bias)")
 
 
 def detect_format(names: Iterable[str]) -> Format | None:
-    """Returns the format whose table contains the largest number of the names; None if they are not those of an XCiT.
+    """Returns the format whose table matches the largest number of names; None if there is no XCiT.
 
-    The names must contain an XCA block. So the result is None for a head without a backbone, and for other transformers
-    that have some names in common with XCiT.
+    The names must contain the names of an XCA block. So the result is None for a head without a backbone, and for other
+    transformers that have some names in common with XCiT.
     """
     names = list(names)
     best: Format | None = None
@@ -163,7 +163,7 @@ def _rename(name: str, rows: Mapping[str, str]) -> str | None:
 
 
 def _templates(name: str) -> Iterator[tuple[str, int]]:
-    """Yields the rows that may match a name, with `{i}` or `{2i}` in place of its number, each with the index i."""
+    """Yields pairs of a row that may match a name, and the index i. In the row, `{i}` or `{2i}` replaces the number."""
     match = _NUMBER.search(name)
     if match is None:
         yield name, 0
@@ -175,7 +175,7 @@ def _templates(name: str) -> Iterator[tuple[str, int]]:
 
 
 def _apart(name: str) -> str:
-    """Returns the name of the q part if `name` is that of a fused q, k and v matrix; else returns `name` unchanged."""
+    """Returns the name of the q matrix if `name` is the name of a fused q, k and v matrix; else returns `name`."""
     return _FUSED.sub(r"\1q\2", name)
 
 

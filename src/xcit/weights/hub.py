@@ -33,8 +33,8 @@ this time.
 
 OFFLINE_SWITCHES = ("XCIT_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 
-# The files in the repository of a model, and of an adapter: the required file, the possible names of the weights file
-# (the first one that exists is used), and optional files.
+# The files in the repository of a model (first entry) or an adapter (second entry). An entry contains the required
+# file, the possible names of the weights file (the first name that exists is used), and the optional files.
 _FORMS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("config.json", ("model.safetensors", "pytorch_model.bin"), ("manifest.json",)),
     ("adapter_config.json", ("adapter_model.safetensors",), ()),
@@ -117,8 +117,8 @@ def as_digest(etag: str | None) -> str | None:
 def bring_repository(name: str, directory: Path, progress: DownloadProgress | None = None) -> Path:
     """Downloads the config and weights in a model's repository, and returns the folder with these files.
 
-    All files are of the same commit, and are verified. If the Hub can't be reached, the folder of an earlier download
-    or of the Hub's own cache is returned.
+    All files are from the same commit, and their digests are verified. If the Hub can't be reached, the folder of an
+    earlier download or of the Hub's own cache is returned.
 
     Args:
         name: "USER/REPO" or "USER/REPO@REVISION", with or without the prefix "hf-hub:".
@@ -216,7 +216,7 @@ def _copy_on_disk(repository: str, revision: str, place: Path, reference: Path) 
 def _explained(error: DownloadError) -> str:
     if error.status in (401, 403, 404):
         return (
-            f"{error}: the repository or revision does not exist, contains no config.json with weights, or is private "
-            "(then set HF_TOKEN)"
+            f"{error}: the repository or revision does not exist, has no config.json or no weights next to it, or is "
+            "private (if it is private, set HF_TOKEN)"
         )
     return f"{error}; instead, give a folder that was downloaded on a machine with a network"

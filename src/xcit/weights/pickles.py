@@ -24,7 +24,7 @@ EXPORTED = "an exported file, not a checkpoint: give the weights that it was mad
 
 
 class _Inert:
-    """Replaces an object in a pickle that is not needed; accepts and ignores all arguments of the original object."""
+    """Replaces an unneeded object in a pickle; accepts and ignores all arguments of the original object."""
 
     def __new__(cls, *_: object, **__: object) -> "_Inert":
         return super().__new__(cls)
@@ -46,10 +46,10 @@ _INERT_GLOBALS: list[_Stand] = [
         # Paths in Lightning's hyper-parameters.
         "pathlib.PosixPath",
         "pathlib.WindowsPath",
-        # mmengine's training log; its methods were pickled as calls of getattr.
+        # mmengine's training log; the log's methods were pickled as calls of getattr.
         "mmengine.logging.history_buffer.HistoryBuffer",
         "builtins.getattr",
-        # Arrays and numbers of NumPy 1 and 2 in `meta`.
+        # `meta` contains arrays and numbers of NumPy 1 or 2.
         "numpy.ndarray",
         "numpy.dtype",
         "numpy.core.multiarray._reconstruct",
@@ -84,7 +84,7 @@ def read_pickle(path: Path, *, zipped: bool, mapped: bool = True) -> object:
 
     Args:
         path: the file.
-        zipped: True for torch's current file format (a zip archive), False for the format before it.
+        zipped: True for torch's current file format (a zip archive), False for the older format.
         mapped: whether the tensors of a zip archive may be memory-mapped.
 
     Raises:
@@ -94,9 +94,9 @@ def read_pickle(path: Path, *, zipped: bool, mapped: bool = True) -> object:
         _check_zip(path)
     try:
         with _UNPICKLING, warnings.catch_warnings(), torch.serialization.safe_globals(_INERT_GLOBALS):
-            # The warnings are about pickle protocols and typed storage. A user who loads a file can't change these.
+            # The warnings are about pickle protocols and typed storage, which the user of a file can't change.
             warnings.simplefilter("ignore")
-            if path.suffix == ".safetensors":  # given the path, torch would read the file as safetensors
+            if path.suffix == ".safetensors":  # torch would read a path with this suffix as safetensors
                 with path.open("rb") as file:
                     return torch.load(file, map_location="cpu", weights_only=True)
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped and mapped)
@@ -130,7 +130,7 @@ def _check_zip(path: Path) -> None:
             # torch does not compress the entries of its archives, so that they can be memory-mapped.
             if "data.pkl" not in names or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
                 raise XCiTError(f"{path} is a zip archive, but not a PyTorch checkpoint")
-            # Entries that overlap in the file could make its content much larger than the file.
+            # If entries overlapped, the content of the archive could be much larger than the file.
             if sum(entry.file_size for entry in entries) > path.stat().st_size:
                 raise XCiTError(f"{path} is damaged: the entries of its archive overlap")
             if len(entries) > MOST_TENSORS:

@@ -89,18 +89,19 @@ def _shape(shape: Sequence[int]) -> str:
 
 
 def _head_advice(expected: Mapping[str, Sequence[int]], state: Mapping[str, Tensor]) -> list[str]:
-    """Returns advice for an error in which only the classifier differs: one line if the numbers of classes differ."""
+    """Returns a list with one line of advice if the numbers of classes differ, else an empty list."""
     wanted = expected[_HEAD[0]][0] if _HEAD[0] in expected else 0
     found = state[_HEAD[0]].shape[0] if _HEAD[0] in state and state[_HEAD[0]].ndim else 0
     if wanted == found:
         return []
     if not wanted:
         return [
-            f"The file has a classifier of {found} classes, the model has none: pass num_classes={found} to load it."
+            f"The file has a classifier of {found} classes, but the model has none: pass num_classes={found} to load "
+            "the classifier."
         ]
     if not found:
         return [
-            f"The file has no classifier, the model has one of {wanted} classes: pass num_classes=0 to load the "
+            f"The file has no classifier, but the model has one of {wanted} classes: pass num_classes=0 to load the "
             f"backbone, then call reset_classifier({wanted}) for a new classifier."
         ]
     return [

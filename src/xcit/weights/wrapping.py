@@ -3,8 +3,8 @@
 Programs that save a model add keys, prefixes and tensors. A training loop adds keys ("state_dict", "model_ema").
 Lightning and wrapper modules add prefixes to the tensor names ("model.", "module."). Weight averaging adds a counter,
 and code for adversarial robustness adds mean and standard deviation of the images. Each set of weights in a file has a
-label made of its keys and prefixes, such as "state_dict.model". The user selects a set by its label, or by the
-beginning or end of its label; this is the argument `key`.
+label made of its keys and prefixes, such as "state_dict.model". The argument `key` selects a set by its label, or by
+the beginning or the end of its label.
 """
 
 import re
@@ -28,7 +28,7 @@ _PLAIN = ("state_dict", "model", "model_state_dict", "net", "network", "module",
 _AVERAGED = ("state_dict_ema", "model_ema", "ema_model", "ema_state_dict", "ema", "averaged_model", "params_ema")
 """The last parts of the labels of averaged weights, which are only selected if there are no other weights."""
 
-# The prefixes of wrappers. Those of torch.compile, FSDP and activation checkpointing can be anywhere in a name;
+# The prefixes of wrappers. The prefixes of torch.compile, FSDP and activation checkpointing can be anywhere in a name;
 # "module." can only be at the beginning.
 _WRAPPERS = re.compile(r"(?:^module\.|(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)")
 
@@ -98,7 +98,7 @@ def unwrap(loaded: object, path: Path, key: str | None) -> Found:
         chosen = [each for each in found if _is_meant(each.label, key)]
         chosen = chosen or [Found(state, where) for where, state in states if where == key]
         if not chosen and any(where == "" for where, _ in states) and not _labels(found):
-            raise XCiTError(f"{path} contains one set of weights, which has no key: leave the key {key!r} out")
+            raise XCiTError(f"{path} contains one set of weights, which needs no key: leave out the key {key!r}")
         if not chosen:
             there = f"; weights are under: {', '.join(_labels(found))}" if found else ""
             raise XCiTError(
@@ -205,7 +205,7 @@ def _preferred(found: list[Found], path: Path) -> Found:
         )
 
     def rank(each: Found) -> tuple[int, int]:
-        # Weights without a key come after weights under one of `_PLAIN`.
+        # Weights under one of `_PLAIN` are preferred to weights without a key.
         return (order.index(each.last) if each.label else len(_PLAIN) + 1, each.label.count("."))
 
     return min(known, key=rank)

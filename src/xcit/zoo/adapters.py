@@ -120,7 +120,9 @@ def read_adapter(folder: Path, read: Callable[[str], StoredWeights]) -> StoredWe
         raise XCiTError(f"{folder}: not an adapter of PEFT, or damaged: {brief(error)}") from None
     base = settings.base_model_name_or_path
     if not base:
-        raise XCiTError(f"{folder / CONFIG} does not state the base model: set base_model_name_or_path to it")
+        raise XCiTError(
+            f"{folder / CONFIG} does not state the base model: set base_model_name_or_path to its name or path"
+        )
     try:
         stored = read(base)
     except XCiTError as error:
@@ -135,7 +137,8 @@ def read_adapter(folder: Path, read: Callable[[str], StoredWeights]) -> StoredWe
     load_state(model, kept | head | own_head, str(stored.path))
     if metadata.get(_BASE_DIGEST, found := _digest_of_base(model)) != found:
         raise XCiTError(
-            f"{folder}: was trained on other weights than {base} has now: use the earlier weights, or train again"
+            f"{folder}: the adapter was trained on other weights than {base} has now: use the earlier weights, or "
+            "train again"
         )
     try:
         with quiet_peft():

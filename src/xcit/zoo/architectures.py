@@ -1,4 +1,4 @@
-"""The table of architectures: the 14 published ones, those of the robust models, and a small one of this project."""
+"""The table of architectures: 14 published architectures, the robust models' architectures, and our own small one."""
 
 from dataclasses import replace
 
@@ -51,5 +51,5 @@ ARCHITECTURES: dict[str, XCiTConfig] = {
 
 
 def backbone_of(architecture: XCiTConfig) -> XCiTConfig:
-    """Returns an architecture's config without class attention and classifier, so that it computes patch tokens."""
+    """Returns an architecture's config without class attention and classifier: the model computes only patch tokens."""
     return replace(architecture, cls_depth=0, num_classes=0, global_pool="none")

@@ -75,8 +75,8 @@ def _published(
     timm = f"{base}_{image_size}.fb{'_dist' if distilled else ''}_in1k"
     aliases = [official, timm, f"timm/{timm}"]
     if image_size == 224 and not distilled:
-        # A name without image size and "dist" means the model for 224 pixels without distillation. The official hub
-        # writes it with underscores.
+        # A name without image size and "dist" means the model for 224 pixels without distillation. In the
+        # official hub, this name has underscores.
         aliases += [f"xcit-{architecture}", base]
     if image_size == 384:
         aliases.append(f"{base}_384")  # timm's name without its tag
@@ -126,7 +126,7 @@ def _dino(architecture: str, top1_knn: float, top1_linear: float) -> Checkpoint:
     file = f"{by_dino}_pretrain"
     return Checkpoint(
         name=name,
-        # The name in DINO's own hub, the name without data set, and the names of the two published files.
+        # Aliases: the name in DINO's own hub, the name without data set, and the names of the two published files.
         aliases=(by_dino, f"dino_xcit-{architecture}", by_xcit, file),
         task="image-features",
         architecture=architecture,
@@ -164,7 +164,7 @@ PACKAGED = Checkpoint(
     accuracies=(Accuracy(measured_by="xcit", top1=92.33, top5=99.90),),
     packaged="xcit-pico-fashion-mnist.safetensors",
 )
-"""The model that is part of this package. This package trained it on images of ten types of garment."""
+"""The model that is part of this package. It was trained with this package on images of ten types of garment."""
 
 CHECKPOINTS: dict[str, Checkpoint] = {
     record.name: record

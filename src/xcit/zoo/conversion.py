@@ -21,7 +21,7 @@ from xcit.zoo.statement import METADATA_KEY, model_metadata
 from xcit.zoo.stored import read_weights
 
 FOLDER = "timm-hub"
-"""The format that is a folder for the Hub (see `write_folder`), readable by timm if timm has such a model."""
+"""The format for the Hub: a folder (see `write_folder`), which timm can read if timm has such a model."""
 
 _PICKLED = (".pth", ".pt", ".bin")
 
@@ -85,7 +85,7 @@ def convert(
         XCiTError: if the source can't be read, the format can't contain the model, the destination can't be written, or
             the destination exists and `overwrite` is False.
     """
-    # A URL and an adapter's folder are not files, so the destination can't be the same file.
+    # A URL and an adapter's folder are not files, so the destination can't be the source.
     is_file, destination = not (is_url(str(source)) or is_adapter(source)), Path(destination)
     if to not in targets():
         raise XCiTError(f"unknown format {to!r}: choose one of {', '.join(targets())}")

@@ -22,7 +22,7 @@ DETECTOR_ARCHITECTURES = tuple(architecture for architecture, _, _ in _PUBLISHED
 """The architectures whose detectors were published."""
 
 EITHER_PATCH = "mask-rcnn_xcit-medium-24-p16_3x_coco"
-"""The model with patches of 16 in its name but patches of 8 in its published config; the weights determine the size."""
+"""A model with different patch sizes in its name (16) and its published config (8). The size of its weights is used."""
 
 
 def detector_config(architecture: XCiTConfig, num_classes: int = 80) -> MaskRCNNConfig:
@@ -40,7 +40,7 @@ def _record(architecture: str, box_ap: float, mask_ap: float) -> DetectorRecord:
     file = f"maskrcnn_xcit_{with_underscores}"
     return DetectorRecord(
         name=name,
-        # The name of the authors' config, the name of their file, and the name without schedule and data set.
+        # Aliases: the name of the authors' config, the name of their file, and the name without schedule and data set.
         aliases=(f"mask_rcnn_xcit_{with_underscores}_3x_coco", file, f"mask-rcnn_xcit-{architecture}"),
         architecture=architecture,
         model=detector_config(ARCHITECTURES[architecture]),

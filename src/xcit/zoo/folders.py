@@ -68,7 +68,7 @@ def write_folder(folder: Path, state: Mapping[str, Tensor], shared: Shared, *, o
         folder: a new or empty folder; with `overwrite`, any folder.
         state: the weights under this package's own tensor names.
         shared: the content of the folder, except the weights.
-        overwrite: whether to replace the files of a model that are already in the folder. Other files stay.
+        overwrite: whether to replace the files of a model that are already in the folder. Other files are kept.
 
     Raises:
         XCiTError: if the folder is not empty and `overwrite` is False, or the folder can't be written.

@@ -126,7 +126,7 @@ def get_model(
     model, pretrained = _with_key(model, pretrained, key)
     if features_only:
         if num_classes or global_pool is not None:
-            raise XCiTError("features_only has no head: leave num_classes and global_pool out")
+            raise XCiTError("a model with features_only=True has no head: leave out num_classes and global_pool")
         found = _backbone(model, pretrained, changes, progress)
         maps = FeatureMaps(_build_backbone(*found, changes), 3 if out_indices is None else out_indices).eval()
         return _placed(maps, device)
@@ -152,7 +152,7 @@ def get_xcit(
 ) -> XCiT:
     """Builds a classifier or feature backbone from a name or a weights file, in evaluation mode.
 
-    It has the arguments of `get_model`, but the arguments that change the shape are in `changes`.
+    This function has the arguments of `get_model`, but the arguments that change the shape are in `changes`.
 
     Raises:
         XCiTError: as in `get_model`, and if the model is a segmenter or detector.
@@ -206,7 +206,7 @@ def get_backbone(
 ) -> XCiT | XCiTPyramid:
     """Builds a backbone that computes only patch tokens: without class token, class attention, final norm and head.
 
-    The weights may be those of a classifier, detector or segmenter; other parts of their model are left out. The
+    The weights may be those of a classifier, detector or segmenter; other parts of the model are left out. The
     method `forward_intermediates` of the backbone returns feature maps.
 
     Args:
@@ -281,7 +281,8 @@ def _build_pyramid(
     channels = config.in_channels
     own = {name.removeprefix("backbone."): tensor for name, tensor in stored.dense.items()}
     own = {name: tensor for name, tensor in own.items() if name.startswith(("xcit.", "pyramid."))}
-    # Other strides give another patch size. Then other layers resize the maps, and the weights do not contain them.
+    # Other strides give another patch size. Then other layers resize the maps, and the weights do not contain these
+    # layers.
     if stored.dense and changes.stem_strides is None:
         load_state(built, with_channels(own, channels), str(stored.path))
     else:
@@ -302,7 +303,7 @@ def _from_name(
     changes: Changes,
     progress: DownloadProgress | None,
 ) -> Any:
-    """Builds a published model, or an architecture for which no weights were published; `find` returns the record."""
+    """Builds a published model, or an architecture without published weights; `find` returns the record of a name."""
     if not is_known(name) and (config := find_shape(name)) is not None:
         if pretrained is True:
             raise _not_published(name)

@@ -32,8 +32,8 @@ Model = TypeVar("Model", bound=nn.Module)
 class Kind(Generic[Config, Info, Model]):
     """One kind of model.
 
-    Its models have `config`, `info`, `num_classes`, `reset_classifier(num_classes)` and `fuse()`; its configs have
-    `num_classes`. An info contains the class names and the preprocessing of a model.
+    The models of a kind have `config`, `info`, `num_classes`, `reset_classifier(num_classes)` and `fuse()`. Their
+    configs have `num_classes`. An info contains the class names and the preprocessing of a model.
 
     Attributes:
         name: the name of the kind in messages, such as "segmenter".
@@ -157,8 +157,8 @@ def _fit_head(
 ) -> Callable[[Any, StoredWeights, Any | None, int | None], Any]:
     """Returns `Kind.fit` for segmenters or detectors.
 
-    The file's number of classes is kept. Its backbone and the config fields in `names` must equal those of the given
-    config.
+    The file's number of classes is kept. The file's backbone, and its config fields in `names`, must equal those of the
+    given config.
     """
 
     def fit(config: Any, stored: StoredWeights, stated: Any | None, num_classes: int | None) -> Any:
@@ -166,8 +166,8 @@ def _fit_head(
         for name in names:
             if getattr(found, name) != getattr(config, name):
                 raise XCiTError(
-                    f"{stored.path}: the weights of another head: its {name} is {getattr(found, name)}, the model's is "
-                    f"{getattr(config, name)}"
+                    f"{stored.path}: these are the weights of another head: its {name} is {getattr(found, name)}, "
+                    f"but the model's is {getattr(config, name)}"
                 )
         check_backbone(config.backbone, stored.state, str(stored.path))
         return replace(config, num_classes=found.num_classes) if stated is None else found
@@ -182,7 +182,9 @@ def _segmenter_config(stored: StoredWeights) -> SegmenterConfig:
         num_classes, channels = state["head.classifier.weight"].shape[:2]
         auxiliary = state["auxiliary.classifier.weight"].shape[1] if kind == "upernet" else None
     except (KeyError, ValueError, IndexError) as error:
-        raise XCiTError(f"{stored.path}: not the weights of a segmenter: no tensor {error}") from None
+        raise XCiTError(
+            f"{stored.path}: these are not the weights of a segmenter: there is no tensor {error}"
+        ) from None
     backbone = config_from_state(stored.state, str(stored.path))
     config = SegmenterConfig(kind=kind, backbone=backbone, num_classes=num_classes, channels=channels)
     return config if auxiliary is None else replace(config, auxiliary_channels=auxiliary)
@@ -215,7 +217,7 @@ def _detector_config(stored: StoredWeights) -> MaskRCNNConfig:
         box_features = stored.dense["roi_heads.box_head.fc7.weight"].shape[0]
         num_classes, channels = stored.dense["roi_heads.mask_predictor.mask_fcn_logits.weight"].shape[:2]
     except (KeyError, ValueError, IndexError) as error:
-        raise XCiTError(f"{stored.path}: not the weights of a detector: no tensor {error}") from None
+        raise XCiTError(f"{stored.path}: these are not the weights of a detector: there is no tensor {error}") from None
     backbone = config_from_state(stored.state, str(stored.path))
     return MaskRCNNConfig(backbone=backbone, num_classes=num_classes, channels=channels, box_features=box_features)
 
@@ -248,7 +250,7 @@ KINDS: dict[str, Kind[Any, Any, Any]] = {kind.name: kind for kind in (CLASSIFIER
 
 
 def all_heads() -> Heads:
-    """Returns the tables of tensor names of the heads of all kinds, by the head's name."""
+    """Returns a dict that maps the name of each head, of any kind, to the head's table of tensor names."""
     return {head: rows for kind in KINDS.values() for head, rows in kind.heads.items()}
 
 
@@ -258,10 +260,10 @@ def kind_of_config(config: object) -> Kind[Any, Any, Any]:
 
 
 def kind_of_task(task: str) -> Kind[Any, Any, Any] | None:
-    """Returns the kind with this task; None if there is none."""
+    """Returns the kind with this task; None if no kind has this task."""
     return next((kind for kind in KINDS.values() if kind.task == task), None)
 
 
 def kind_of_weights(stored: StoredWeights) -> Kind[Any, Any, Any]:
-    """Returns the kind of weights without metadata: the kind with their head; `CLASSIFIER` if the head is unknown."""
+    """Returns the kind of a model from the head in its weights; `CLASSIFIER` if no kind has this head."""
     return next((kind for kind in KINDS.values() if stored.head in kind.heads), CLASSIFIER)

@@ -33,7 +33,7 @@ def load_record(record: Record, *, changes: Changes = UNCHANGED, progress: Downl
     """
     stored = read_record(record, progress)
     built = build_stored(fitting_config(record, stored), stored.whole, str(stored.path), changes)
-    # The info of the packaged model is in its file. For other models it is in the record.
+    # The info of the packaged model is in its file. For other models, the info is in the record.
     info = record.info() if record.packaged is None else describe(stored).info
     built.info = changes.of_info(info, record.kind.backbone(built.config))
     return built
@@ -78,7 +78,7 @@ def fetch(name: str, folder: str | os.PathLike[str] | None = None, *, progress: 
 
     Args:
         name: a published name.
-        folder: a folder for a copy of the file; the environment variable `XCIT_MIRROR` may point to it. None leaves
+        folder: a folder for a copy of the file, for use as `XCIT_MIRROR` on another machine. None leaves
             the file in the cache (`XCIT_CACHE`).
         progress: called during the download.
 
@@ -118,7 +118,7 @@ def weights_path(record: Record, *, progress: DownloadProgress | None = None) ->
 
     make_folder(path.parent)
     with FileLock(f"{path}.lock"):
-        if not path.exists():  # another process may have downloaded it in the meantime
+        if not path.exists():  # another process may have downloaded the file in the meantime
             stored, raw = _first_good(record, progress)
             config = fitting_config(record, stored)
             write_safetensors(path, stored.whole, model_metadata(config, record.info()))
@@ -133,7 +133,7 @@ def _check_by_hand(record: Record) -> None:
     Such a file can only be downloaded with a browser.
 
     Raises:
-        XCiTError: if the file is not there; the message says where to download it and how to use it.
+        XCiTError: if the file is missing; the message says where to download the file and how to use it.
     """
     mirror = os.environ.get("XCIT_MIRROR", "")  # a folder or a URL; a URL is not checked here
     name = f"{record.name}.safetensors"
@@ -156,7 +156,7 @@ def _first_good(record: Record, progress: DownloadProgress | None) -> tuple[Stor
         try:
             return _checked(raw, record), raw
         except XCiTError as error:
-            if cache_dir() in raw.parents:  # without this, every later call would find the damaged file
+            if cache_dir() in raw.parents:  # if the damaged file were kept, every later call would find it
                 raw.unlink(missing_ok=True)
             if source is None or source == sources[-1]:
                 raise XCiTError("\n".join([*problems, str(error)])) from None

@@ -115,8 +115,8 @@ def find_architecture(name: str) -> str:
 def _matches(record: Record, pattern: str) -> bool:
     """Returns whether a pattern matches a record's name, or one of its aliases.
 
-    Aliases are only compared if the pattern matches the name of no record. So "xcit-nano*" does not list models of
-    which only an alias begins with "xcit-nano".
+    Aliases are only compared if the pattern matches the name of no record. So "xcit-nano*" does not list a model
+    if only an alias of the model begins with "xcit-nano".
     """
     wanted = f"{pattern.lower()}*"
     if fnmatchcase(record.name.lower(), wanted):
@@ -125,7 +125,7 @@ def _matches(record: Record, pattern: str) -> bool:
 
 
 def is_foreign(pattern: str) -> bool:
-    """Returns whether a pattern matches the name of no record, so that aliases are compared."""
+    """Returns whether a pattern is compared with aliases, because it matches the name of no record."""
     wanted = f"{pattern.lower()}*"
     return not any(fnmatchcase(name.lower(), wanted) for name in RECORDS)
 

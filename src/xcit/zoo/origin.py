@@ -32,7 +32,7 @@ def known_record(stored: StoredWeights) -> Record | None:
     named = _by_file().get(_key(stored.path.name))
     if named is not None and _fits(named, stored):
         return named
-    # Computing the SHA-256 reads the whole file. So it is computed only if it is known for a record of this shape.
+    # To compute the SHA-256, the whole file is read. So this is done only if a record of this shape has a SHA-256.
     candidates = [
         (record, source.sha256.lower())
         for record in RECORDS.values()
@@ -89,7 +89,7 @@ def _by_file() -> dict[str, Record]:
 
 
 def _key(filename: str) -> str:
-    """Normalises a file's name: removes its suffixes and what browsers and caches add, and replaces "-" by "_"."""
+    """Normalises a file's name: removes suffixes and additions of browsers and caches, and replaces "-" by "_"."""
     stem = _SUFFIXES.sub("", filename.lower())
     return re.sub(r"^[0-9a-f]{8}-|[ _]?\(\d+\)$", "", stem).replace("-", "_")
 
@@ -98,8 +98,8 @@ def _key(filename: str) -> str:
 def _sha256(path: Path, size: int, modified: int) -> str:
     """Returns the SHA-256 of a file in hex.
 
-    It is cached, because loading a file needs it several times. `size` and `modified` are part of the cache's key, so
-    that it is computed again if the file has changed.
+    The result is cached, because loading a file needs the SHA-256 several times. `size` and `modified` are part of the
+    cache's key, so that the SHA-256 is computed again if the file has changed.
     """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

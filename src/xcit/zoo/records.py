@@ -12,7 +12,10 @@ from xcit.zoo.classes import classes_of
 from xcit.zoo.kinds import CLASSIFIER, DETECTOR, SEGMENTER, Kind
 
 Protocol = Literal["mmpretrain", "official"]
-"""The protocol of a published accuracy, named after who measured it. The protocol determines the preprocessing."""
+"""The protocol of a published accuracy, named after the project that measured the accuracy.
+
+The protocol determines the preprocessing.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +62,7 @@ class Record:
         return self.kind.backbone(self.model)
 
     def info(self) -> Any:
-        """Returns the class names and preprocessing, as for the attribute `info` of the model."""
+        """Returns the class names and preprocessing, as in the attribute `info` of the model."""
         raise NotImplementedError
 
     def row(self) -> dict[str, str]:
@@ -67,7 +70,7 @@ class Record:
         raise NotImplementedError
 
     def details(self, counts: Mapping[str, Any]) -> list[tuple[str, str]]:
-        """Returns labels and values for `xcit info`; `counts` has "params" and, for a classifier, the FLOPs."""
+        """Returns labels and values for `xcit info`; `counts` contains "params" and, for a classifier, the FLOPs."""
         raise NotImplementedError
 
 
@@ -127,7 +130,7 @@ class Checkpoint(Record):
         )
 
     def row(self) -> dict[str, str]:
-        """Returns the image size, and the published top-1 accuracies by who measured them and by which method."""
+        """Returns the image size, and the published top-1 accuracies in columns such as "top-1 k-NN"."""
         top1 = {(a.method, a.measured_by): f"{a.top1:.1f}" for a in self.accuracies if not a.attack}
         attacked = next((f"{a.top1:.1f}" for a in self.accuracies if a.attack), "")
         return {
@@ -151,7 +154,7 @@ class Checkpoint(Record):
                 "architecture",
                 f"{self.architecture}: width {config.embed_dim}, {config.depth} + {config.cls_depth} blocks, "
                 f"{config.num_heads} heads, patches of {config.patch_size}"
-                + (f" by stem strides {', '.join(map(str, config.strides))}" if config.stem_strides else ""),
+                + (f" with stem strides {', '.join(map(str, config.strides))}" if config.stem_strides else ""),
             ),
             ("parameters", f"{counts['params']:,}"),
             ("FLOPs", f"{counts['flops']:,} (published rule: multiply-accumulates, without the head)"),

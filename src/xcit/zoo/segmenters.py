@@ -39,7 +39,7 @@ def _record(kind: SegmenterKind, architecture: str, miou: float) -> SegmenterRec
     file = f"{kind.replace('-', '_')}_xcit_{architecture.replace('-', '_')}"
     return SegmenterRecord(
         name=name,
-        # The name of the authors' config, the name of their file, and the name without schedule and data set.
+        # Aliases: the name of the authors' config, the name of their file, and the name without schedule and data set.
         aliases=(name.replace("-", "_"), file, f"{kind}_xcit-{architecture}"),
         architecture=architecture,
         model=segmenter_config(kind, ARCHITECTURES[architecture]),

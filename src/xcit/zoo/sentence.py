@@ -9,7 +9,7 @@ from xcit.zoo.names import find_record, is_known
 def model_sentence(model: Any, name: str | os.PathLike[str], weights: str | None = None) -> str:
     """Returns a description of a model, such as "xcit-nano-12-p16_3rdparty_in1k (ImageNet-1k, 1000 classes)".
 
-    For the packaged model, it also says that the model only knows garments.
+    For the packaged model, the description also says that the model only knows garments.
 
     Args:
         model: the model, of any kind; its number of classes is used.

@@ -35,13 +35,13 @@ def shape_from_state(state: Mapping[str, Tensor], what: str) -> dict[str, int]:
 
 
 def told_by_weights(config: XCiTConfig, field: str) -> int:
-    """Returns the value of a field, as `shape_from_state` reads it from the weights of a model with this config."""
+    """Returns the value that `shape_from_state` finds for a field in the weights of a model with this config."""
     value: int = 2 ** len(config.strides) if field == "patch_size" else getattr(config, field)
     return value
 
 
 def config_from_state(state: Mapping[str, Tensor], what: str) -> XCiTConfig:
-    """Returns the config of the known architecture that fits tensors under native names, with strides of 2.
+    """Returns the config of the known architecture, with stem strides of 2, that fits tensors under native names.
 
     An architecture is needed because tensors do not determine every field: for example, not `tokens_norm`.
 
@@ -74,17 +74,17 @@ def check_backbone(config: XCiTConfig, state: Mapping[str, Tensor], what: str) -
         ours = told_by_weights(config, field)
         if theirs != ours:
             raise XCiTError(
-                f"{what}: the weights of another architecture: their {field} is {theirs}, the model's is {ours}"
+                f"{what}: these are weights of another architecture: their {field} is {theirs}, the model's is {ours}"
             )
     if num_classes:
         raise XCiTError(
-            f"{what}: the weights have a classifier of {num_classes} classes, but the model has none: load them under "
-            "the name of a classifier, or pass num_classes=0 to leave the head out"
+            f"{what}: the weights include a classifier of {num_classes} classes, but the model has none: give the name "
+            "of a model with a classifier, or pass num_classes=0 to ignore the classifier in the file"
         )
 
 
 def architecture_of(config: XCiTConfig) -> str:
-    """Returns the name of the architecture with this config, or "its own config" if there is none.
+    """Returns the name of the architecture with this config, or "its own config" if no known architecture has it.
 
     Classes, channels, pooling, class attention and stochastic depth are not compared.
     """

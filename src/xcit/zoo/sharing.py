@@ -90,7 +90,9 @@ def from_pretrained(kind: type[nn.Module], name: str | os.PathLike[str], *, revi
         source = f"{PREFIX}{source}" + (f"@{revision}" if revision else "")
     built = load_stored(read_source(source, None))
     if not isinstance(built, kind):
-        raise XCiTError(f"{source} is a {type(built).__name__}, not a {kind.__name__}: xcit.get_model loads any kind")
+        raise XCiTError(
+            f"{source} is a {type(built).__name__}, not a {kind.__name__}: xcit.get_model loads any kind of model"
+        )
     return built
 
 

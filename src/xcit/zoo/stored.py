@@ -40,9 +40,9 @@ def save_model(model: nn.Module, path: Path) -> None:
 
 
 def origin_of(stored: StoredWeights) -> Statement | None:
-    """Returns the statement in a file's metadata or, if the file is a published one, about the published model.
+    """Returns the statement in a file's metadata; for a published file without metadata, describes the published model.
 
-    It returns None if there is no statement and the file is not a published one.
+    Returns None if the file has no statement and is not a published file.
 
     Raises:
         XCiTError: if the file's metadata can't be read.
@@ -78,7 +78,7 @@ def describe(stored: StoredWeights, *, has_strides: bool = False) -> Statement:
 def describe_backbone(stored: StoredWeights, *, has_strides: bool = False) -> XCiTConfig:
     """Does what `describe` does, but returns only the config of the XCiT within the model.
 
-    It also works if the head of a segmenter or detector is unknown.
+    This function also works if the head of a segmenter or detector is unknown.
 
     Raises:
         XCiTError: as in `describe`.
@@ -154,7 +154,9 @@ def load_stored_as(
     kind = kind_of_config(config)
     _check_kind(kind, stored)
     stated = read_metadata(stored)
-    if changes.in_channels is not None:  # the file's number of channels is used first; `build_stored` changes it
+    if (
+        changes.in_channels is not None
+    ):  # the file's number of channels is used first; `build_stored` changes the number
         found = shape_from_state(stored.state, str(stored.path))["in_channels"]
         config = Changes(in_channels=found).of(config)
     fitting = kind.fit(config, stored, None if stated is None else stated.config, num_classes)
@@ -182,7 +184,7 @@ def check_strides(wanted: XCiTConfig, stored: StoredWeights) -> None:
     if not wanted.stem_strides and len(theirs) == len(wanted.strides) and theirs != wanted.strides:
         raise XCiTError(
             f"{stored.path}: its stem has strides {', '.join(map(str, theirs))}, but the model's stem has "
-            f"{', '.join(map(str, wanted.strides))}: load the file by its path alone, or pass stem_strides"
+            f"{', '.join(map(str, wanted.strides))}: load the file by its path without a name, or pass stem_strides"
         )
 
 
@@ -195,16 +197,19 @@ def _check_kind(kind: Kind[Any, Any, Any], stored: StoredWeights) -> None:
     if kind is CLASSIFIER:
         if stored.dense:
             raise XCiTError(
-                f"{stored.path}: the weights of a detector or segmenter, without class attention; use "
+                f"{stored.path}: these are the weights of a detector or segmenter, which has no class attention: call "
                 "xcit.get_backbone(..., pretrained=...)"
             )
     elif not stored.dense:
         raise XCiTError(
-            f"{stored.path}: not the weights of a {kind.name}, but of a classifier or backbone: use them to train a "
-            f"{kind.name} (backbone_weights), or with xcit.get_backbone(..., pyramid=True)"
+            f"{stored.path}: these are the weights of a classifier or backbone, not of a {kind.name}: to train a "
+            f"{kind.name} from these weights, set backbone_weights; to compute feature maps, call "
+            "xcit.get_backbone(..., pyramid=True)"
         )
     elif stored.head not in kind.heads:
-        raise XCiTError(f"{stored.path}: not the weights of a {kind.name}: its head is {stored.head or 'unknown'}")
+        raise XCiTError(
+            f"{stored.path}: these are not the weights of a {kind.name}: their head is {stored.head or 'unknown'}"
+        )
 
 
 def load_weights(model: XCiT, path: str | os.PathLike[str], *, key: str | None = None) -> None:
@@ -251,7 +256,7 @@ def build_stored(config: Any, state: Mapping[str, Tensor], what: str, changes: C
 def check_claims(config: Any, num_tensors: int, what: str) -> None:
     """Checks that a config does not state more layers than a file has tensors.
 
-    So a damaged config with a huge number of layers is found before time is spent on building them.
+    So a damaged config with a huge number of layers is found before time is spent on building the layers.
 
     Raises:
         XCiTError: if the config states more layers.
@@ -261,8 +266,8 @@ def check_claims(config: Any, num_tensors: int, what: str) -> None:
     for name, num_layers in claims.items():
         if num_layers > num_tensors:
             raise XCiTError(
-                f"{what} does not fit the model: its {num_tensors:,} tensors can't be those of {num_layers:,} layers, "
-                f"which its {name} requires"
+                f"{what} does not fit the model: the model's {name} requires {num_layers:,} layers, but the file has "
+                f"only {num_tensors:,} tensors"
             )
 
 
@@ -279,7 +284,7 @@ def _give_memory(model: nn.Module) -> None:
         name: torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu") for name, tensor in model.state_dict().items()
     }
     for name, tensor in state.items():
-        if name.endswith("num_batches_tracked"):  # the only tensor that a checkpoint may lack
+        if name.endswith("num_batches_tracked"):  # a checkpoint may lack only this tensor
             tensor.zero_()
     model.load_state_dict(state, assign=True)
 

@@ -112,8 +112,8 @@ def is_timm_config(content: Mapping[str, Any]) -> bool:
 def read_timm_config(content: Mapping[str, Any], name: str, what: str) -> tuple[XCiTConfig, ModelInfo]:
     """Returns the config and info of a model, from a `config.json` that `timm_config` or timm wrote.
 
-    If this package has no preprocessing that is exactly timm's, the info contains a similar one, and `info.assumed` is
-    True.
+    If this package has no preprocessing that is exactly timm's, the info contains a similar preprocessing, and
+    `info.assumed` is True.
 
     Args:
         content: content of the file.

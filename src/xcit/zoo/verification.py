@@ -18,7 +18,7 @@ from xcit.zoo.stored import describe, num_parameters, outline, read_weights
 
 @dataclass(frozen=True, kw_only=True)
 class VerifiedWeights:
-    """Describes a file that passed all checks.
+    """A weights file that passed all checks.
 
     Attributes:
         path: path of the file.

@@ -29,5 +29,5 @@ def test_a_folder_to_train_on(fashion_mnist: Path, tmp_path: Path) -> None:
             x, y, width, height = (int(value) for value in one.box)
             assert mask[y : y + height, x : x + width].sum() == mask.sum() == one.area
             assert mask[y].any() and mask[y + height - 1].any() and mask[:, x].any() and mask[:, x + width - 1].any()
-    with pytest.raises(XCiTError, match="is there already"):
+    with pytest.raises(XCiTError, match="already exists"):
         write_detection_scenes(tmp_path / "scenes", num_train=1, num_val=1)

@@ -57,7 +57,7 @@ def test_a_folder_to_train_on(fashion_mnist: Path, tmp_path: Path) -> None:
     (image, labels), _ = val[1]
     assert (image.size, labels.shape) == ((128, 96), (96, 128))
     assert len(np.unique(labels)) > 1
-    with pytest.raises(XCiTError, match="is there already"):
+    with pytest.raises(XCiTError, match="already exists"):
         write_segmentation_scenes(tmp_path / "scenes", num_train=1, num_val=1)
 
 

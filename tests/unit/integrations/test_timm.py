@@ -173,7 +173,7 @@ def test_a_pyramid_on_a_packaged_models_weights() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({}, f"pyramid_{NANO} only gives feature maps: pass features_only=True"),
+        ({}, f"pyramid_{NANO} returns only feature maps: pass features_only=True"),
         ({"features_only": True, "out_indices": (0, 4)}, r"out_indices is \(0, 4\): a pyramid has 4 maps"),
         ({"features_only": True, "out_indices": 0}, "out_indices is 0: a pyramid has 4 maps"),
     ],

@@ -496,14 +496,14 @@ def test_cache_dir(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.mark.parametrize("filename", ["", ".", "..", "../a.pth", "/etc/a.pth", "a\\b.pth", "a/../b.pth"])
 @pytest.mark.parametrize("kind", ["url", "huggingface"])
 def test_source_refuses_names_that_leave_the_folder(kind: str, filename: str) -> None:
-    with pytest.raises(XCiTError, match="is no file name"):
+    with pytest.raises(XCiTError, match="is not a valid file name"):
         Source(kind=kind, location="http://host/a.pth", filename=filename)  # type: ignore[arg-type]
 
 
 def test_source_refuses_a_folder_in_a_url_and_a_bad_digest() -> None:
     with pytest.raises(XCiTError, match="last part of the URL"):
         Source(kind="url", location="http://host/a/b.pth", filename="a/b.pth")
-    with pytest.raises(XCiTError, match="is no SHA-256"):
+    with pytest.raises(XCiTError, match="is not a SHA-256"):
         hub_source("not-hex!")
 
 

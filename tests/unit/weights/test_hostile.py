@@ -97,8 +97,8 @@ def with_metadata(path: Path, **changes: Any) -> Path:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"depth": 10**6}, "its 217 tensors can't be those of 1,000,000 layers, which its depth requires"),
-        ({"cls_depth": 10**9}, "tensors can't be those of 1,000,000,000 layers, which its cls_depth requires"),
+        ({"depth": 10**6}, "the model's depth requires 1,000,000 layers, but the file has only 217 tensors"),
+        ({"cls_depth": 10**9}, "the model's cls_depth requires 1,000,000,000 layers, but the file has only"),
         ({"embed_dim": 2**20}, "does not fit the model: 202 other shape"),
         ({"embed_dim": 2**40}, "no model can have its config"),
         ({"num_classes": 2**45}, "head.weight is 10x64, the model's is 35184372088832x64"),

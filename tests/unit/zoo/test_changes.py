@@ -107,7 +107,7 @@ def test_features_have_the_strides_of_the_stem() -> None:
     found: Any = xcit.get_model("xcit-nano-12-p16", features_only=True, stem_strides=(1, 1, 2, 2), out_indices=(2, 7))
     assert found.feature_info.reduction() == [4, 4]
     assert [tuple(maps.shape) for maps in found(IMAGES[:, :3])] == [(2, 128, 12, 16)] * 2
-    with pytest.raises(XCiTError, match="features_only has no head"):
+    with pytest.raises(XCiTError, match="features_only=True has no head"):
         xcit.get_model("xcit-nano-12-p16", features_only=True, num_classes=5)
     with pytest.raises(XCiTError, match="out_indices needs features_only=True"):
         xcit.get_model("xcit-nano-12-p16", out_indices=3)  # type: ignore[call-overload]

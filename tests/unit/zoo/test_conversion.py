@@ -112,7 +112,7 @@ def test_the_student_of_a_full_dino_checkpoint_is_had_by_its_key(tmp_path: Path,
         XCiTError, match=r"full\.pth has no weights under 'ema'; its top-level keys are: student, teacher"
     ):
         convert(path, tmp_path / "other.pth", "xcit", key="ema")
-    with pytest.raises(XCiTError, match=r"source\.safetensors contains one set of weights, which has no key"):
+    with pytest.raises(XCiTError, match=r"source\.safetensors contains one set of weights, which needs no key"):
         convert(source, tmp_path / "other.pth", "xcit", key="student")
 
 

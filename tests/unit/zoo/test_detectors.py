@@ -143,7 +143,7 @@ def test_what_does_not_fit_is_named(published: Path, tmp_path: Path) -> None:
     with pytest.raises(XCiTError, match="1 missing"):
         get_model(tmp_path / "short.pth")
     save_model(XCiT(ARCHITECTURES["tiny-12-p16"]), tmp_path / "classifier.safetensors")
-    with pytest.raises(XCiTError, match="not the weights of a detector"):
+    with pytest.raises(XCiTError, match="a classifier or backbone, not of a detector"):
         get_model(detector_name("tiny-12-p16"), pretrained=tmp_path / "classifier.safetensors")
 
 

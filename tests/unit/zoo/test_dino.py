@@ -159,7 +159,7 @@ def test_another_architecture_is_told_in_one_line(
 ) -> None:
     path = tmp_path / "dino.pth"
     write(path, form, replace(ARCHITECTURES[architecture], num_classes=0))
-    assert error_of(path) == f"{path}: the weights of another architecture: {difference}"
+    assert error_of(path) == f"{path}: these are weights of another architecture: {difference}"
 
 
 def test_a_supervised_classifier_is_told_in_one_line(tmp_path: Path) -> None:
@@ -167,8 +167,8 @@ def test_a_supervised_classifier_is_told_in_one_line(tmp_path: Path) -> None:
     state = state_of(ARCHITECTURES["small-12-p16"], 1)
     torch.save({"model": from_native(state, "official")}, path)
     assert error_of(path) == (
-        f"{path}: the weights have a classifier of 1000 classes, but the model has none: load them under the name of "
-        "a classifier, or pass num_classes=0 to leave the head out"
+        f"{path}: the weights include a classifier of 1000 classes, but the model has none: give the name of a model "
+        "with a classifier, or pass num_classes=0 to ignore the classifier in the file"
     )
     features: Any = get_model(NAME, pretrained=path, num_classes=0)
     assert_is(features, {name: tensor for name, tensor in state.items() if not name.startswith("head.")})

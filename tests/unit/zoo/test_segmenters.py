@@ -169,7 +169,7 @@ def test_what_does_not_fit_is_named(published: Path, tmp_path: Path) -> None:
 
 def test_a_classifiers_weights_are_no_segmenters(tmp_path: Path) -> None:
     save_model(XCiT(ARCHITECTURES["tiny-12-p16"]), tmp_path / "classifier.safetensors")
-    with pytest.raises(XCiTError, match=r"not the weights of a segmenter, but of a classifier or backbone"):
+    with pytest.raises(XCiTError, match="these are the weights of a classifier or backbone, not of a segmenter"):
         get_model("upernet_xcit-tiny-12-p16_160k_ade20k", pretrained=tmp_path / "classifier.safetensors")
     with pytest.raises(XCiTError, match=r"is no segmenter, but mmseg is a format for segmenters"):
         convert(tmp_path / "classifier.safetensors", tmp_path / "out.pth", "mmseg")

@@ -219,7 +219,7 @@ def test_the_command_line_says_who_loads_a_folder(tmp_path: Path) -> None:
     card = (tmp_path / "new" / CARD).read_text()
     assert "| top-1 | garments | 92.33% | xcit test, 10,000 images |" in card and "license: mit" in card
     again = CliRunner().invoke(command, given)
-    assert isinstance(again.exception, XCiTError) and "is there already" in str(again.exception)
+    assert isinstance(again.exception, XCiTError) and "already exists" in str(again.exception)
     assert CliRunner().invoke(command, [*given, "--overwrite"]).exit_code == 0
     images = Path(packaged).parent / "images"
     assert len(xcit.predict(images, model=tmp_path / "new")) == 10
@@ -343,7 +343,7 @@ def test_any_value_anywhere_loads_or_is_told(model: XCiT, tmp_path: Path, channe
 def test_a_folder_is_written_whole_or_not_at_all(model: XCiT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = model.save_pretrained(tmp_path / "folder")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    with pytest.raises(XCiTError, match="is there already"):
+    with pytest.raises(XCiTError, match="already exists"):
         model.save_pretrained(folder)
 
     def full(*args: object) -> None:
