@@ -252,7 +252,8 @@ def _check_asked(
         raise XCiTError(f"a {kind.name} gives no features: export its backbone (xcit.get_backbone)")
     if kind is DETECTOR and size is not None and (size[0] != size[1] or size[0] % PAD_TO):
         raise XCiTError(
-            f"the size is {size[0]}x{size[1]} pixels; a detector needs a square with sides of a multiple of {PAD_TO}"
+            f"the size is {size[0]}x{size[1]} pixels; a detector needs a square, with a side that is a multiple of "
+            f"{PAD_TO}"
         )
     if (precision == "int8") != (wanted.calibration is not None):
         raise XCiTError("int8 needs images for calibration, and only int8 uses them: give both or neither")

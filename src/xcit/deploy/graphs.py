@@ -142,7 +142,7 @@ class _NormalizedDetector(_Normalized):
 
     def forward(self, images: Tensor, size: Tensor, scale: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         normalized = self._normalized(images)
-        if self.mean is not None:  # the normalization changes the padding, but the model expects zeros there
+        if self.mean is not None:  # the normalization changes the padding, but the model expects zeros in it
             height, width = images.shape[2:]
             inside = (torch.arange(height)[:, None] < size[0]) & (torch.arange(width) < size[1])
             normalized = normalized * inside.to(normalized.dtype)

@@ -50,9 +50,9 @@ class KNNAccuracy:
 
     Attributes:
         k: number of neighbours.
-        num_right1: number of images whose class has the most votes.
-        num_right5: number of images whose class is among the five classes with the most votes; if k is below 5, among
-            the first k classes.
+        num_right1: number of images for which the true class has the largest sum of votes.
+        num_right5: number of images for which the true class is among the five classes with the largest sums of votes.
+            If k is below 5, the true class must be among the first k classes.
         top1: `num_right1` in percent of all images.
         top5: `num_right5` in percent of all images.
     """
@@ -141,7 +141,7 @@ def evaluate_knn(
     """
     if dtype not in _DTYPES:
         raise XCiTError(f"dtype is {dtype}, must be torch.float32, torch.bfloat16 or torch.float16")
-    found_lines: list[str] = []  # announced after all arguments have been checked
+    found_lines: list[str] = []  # these lines are announced after all arguments have been checked
     if isinstance(data, str):
         train, val = open_train_and_val(data, holdout, found_lines.append, class_map=os.fspath(class_map))
     elif class_map:

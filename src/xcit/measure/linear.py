@@ -213,7 +213,7 @@ def _measured(
     listener: _Listener,
 ) -> LinearReport:
     data, run, augmented = config.data, config.run, config.augmented
-    found_lines: list[str] = []  # announced after all arguments have been checked
+    found_lines: list[str] = []  # these lines are announced after all arguments have been checked
     train, val = open_train_and_val(data, announce=found_lines.append, class_map=config.class_map)
     check_class_weights(config.class_weights, len(train.class_ids))
     if len(train) < run.batch_size:

@@ -27,7 +27,7 @@ from xcit.machine import forget_peak, peak_resident_memory, resident_memory
 
 _M_MMAP_THRESHOLD = -3  # from malloc.h of glibc
 _OWN_PAGES_FROM = 65536
-"""The block size in bytes from which glibc maps each block separately, and unmaps the block when it is freed.
+"""Blocks of at least this many bytes are mapped separately by glibc, and are unmapped when they are freed.
 
 glibc's default threshold changes while a program runs, so some freed blocks stay resident by chance. Repeated
 measurements of one model then gave 54 and 89 MB, although 42 MB were in use.
