@@ -38,7 +38,7 @@ RUN_WEIGHTS = "model.safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class ExportReport:
-    """Describes the result of `export`.
+    """The result of `export`.
 
     Attributes:
         path: path of the file or folder.

@@ -38,7 +38,7 @@ class FeatureOutput:
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """Describes how a file was exported.
+    """Facts about the export of a file.
 
     Attributes:
         version: version of the format of these facts.

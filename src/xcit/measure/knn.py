@@ -33,7 +33,7 @@ KS = (10, 20, 100, 200)
 TEMPERATURE = 0.07
 
 _MAX_SIMILARITIES = 2**25
-"""Number of elements of the similarity matrix of one chunk of validation images: 128 MiB in float32."""
+"""Largest number of similarities that are in memory at a time. They take 128 MiB in float32."""
 
 _DTYPES: dict[torch.dtype, Literal["float32", "bfloat16", "float16"]] = {
     torch.float32: "float32",
