@@ -360,7 +360,7 @@ def _xca_form(sheet: Sheet, target: Target) -> XCAForm:
 
 
 def _check_place(place: Path, *, is_folder: bool) -> None:
-    """Checks that the output path can be written. It runs first, because an export can take minutes.
+    """Checks that the output path can be written. This check comes first, because an export can take minutes.
 
     Raises:
         XCiTError: if the parent folder does not exist, or if the path for OpenVINO exists and is not an empty folder.
