@@ -92,7 +92,7 @@ def _listening(
     report: Callable[[Progress], None] | None,
     announce: Callable[[str], None] | None,
 ) -> Iterator[_Listener]:
-    """Yields the given callbacks; if all three callbacks are None, yields callbacks that display the run in the terminal."""
+    """Yields the given callbacks, or callbacks that display the run in the terminal if all three callbacks are None."""
     if extracting is None and report is None and announce is None:
         with run_display(heading) as display:
             yield _Listener(extracting=_shown, report=display.report, announce=display.announce)
