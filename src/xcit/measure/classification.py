@@ -122,7 +122,7 @@ def measure_classifier(
 
 
 def _flattered(data: str, holdout: float) -> tuple[str, ...]:
-    """Returns a line about held-out images or a warning that training images may be measured, in a tuple, or ()."""
+    """Returns at most one line: a note about held-out images, or a warning that training images may be measured."""
     if holdout:
         return (f"these images are held out of the training images of {data}: holdout {holdout:g}",)
     if not is_folder_without_validation(data):
