@@ -104,6 +104,9 @@ def _first(indices: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _pool(maps: Sequence[Tensor], boxes: Tensor, size: int) -> Tensor:
-    """Returns the features (n, channels, size, size) of boxes (n, 4), computed in float32, in the dtype of the maps."""
+    """Returns the features (n, channels, size, size) of boxes (n, 4).
+
+    The features are computed in float32, and then converted to the dtype of the maps.
+    """
     regions = torch.cat([boxes.new_zeros(boxes.shape[0], 1), boxes], dim=1)
     return pool_regions([level.float() for level in maps], regions, size).to(maps[0].dtype)

@@ -142,7 +142,10 @@ def _preprocessing(recipe: ClassificationConfig, protocol: Protocol | None) -> P
 
 
 def _classes(model: XCiT) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Returns ids (folder names) and names of a model's classes; for 1000 classes without names, those of ImageNet."""
+    """Returns the ids (folder names) and the names of a model's classes.
+
+    If the model has no info and 1000 classes, these are the classes of ImageNet.
+    """
     if model.info is not None:
         return model.info.class_ids, model.info.class_names
     if model.num_classes == 1000:

@@ -123,7 +123,7 @@ def evaluate_knn(
             images.
         temperature: temperature of the votes.
         holdout: number of training images that are classified instead of validation images; a value below 1 is a
-            fraction. They are the images that a training run with this `holdout` does not train on. 0 means none.
+            fraction. These are the images that a training run with this `holdout` does not train on. 0 means none.
         class_map: a file that maps class names in the data to other class names (see `read_class_map`).
         cache: whether features are read from and written to the folder `feature_cache()`.
         batch_size: images per forward pass, in each process.
