@@ -193,7 +193,7 @@ class ExportedXCiT(Exported, XCiT):
         out_type: OutType = "cls_token",
         out_indices: int | Sequence[int] = (-1,),
     ) -> tuple[Tensor, ...] | Tensor:
-        """Returns what `XCiT.extract_feat` returns, if the file was exported with exactly these features.
+        """Returns what `XCiT.extract_feat` returns, if the file was exported with exactly the requested features.
 
         Raises:
             XCiTError: if the file returns logits or other features.
