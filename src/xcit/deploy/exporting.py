@@ -87,10 +87,9 @@ def export(
 ) -> ExportReport:
     """Writes a model to a file for another runtime. By default, the file accepts any batch size and image size.
 
-    The file also contains the class names, preprocessing, task, source and licence. The file of a
-    detector accepts one image at a time. Before `export` returns, it compares the file's outputs with the model's, and
-    deletes a file that differs. The comparison uses random images of several sizes, or for int8 the images of
-    `calibration`.
+    The file also contains the class names, preprocessing, task, source and licence. The file of a detector accepts
+    one image at a time. Before `export` returns, it compares the file's outputs with the model's, and deletes a file
+    that differs. The comparison uses random images of several sizes, or for int8 the images of `calibration`.
 
     Args:
         model: a model, a weights file, the folder of a training run, or a published name. The weights of a published
