@@ -68,17 +68,18 @@ class Difference:
 def compare(
     run: Run, model: nn.Module, sheet: Sheet, normalization: Normalization | None, *, least_patches: int
 ) -> Difference:
-    """Compares a file with its model on seeded noise.
+    """Compares a file with its model on images of noise with a fixed seed.
 
-    The noise has five image sizes, some of them odd, or the fixed size of the file. The batch sizes are 1 and 3; a
-    detector gets one image at a time.
+    If the file accepts every image size, the images have five sizes, some of them odd. If the file has a fixed size,
+    the images have this size, and a detector also gets smaller images. The batch sizes are 1 and 3; a detector gets one
+    image at a time.
 
     Args:
         run: the exported file.
         model: the model that the file was made from.
         sheet: the description in the file.
-        normalization: the normalization at the start of the file's graph; None if there is none. The model itself takes
-            normalised images.
+        normalization: the normalization at the start of the file's graph; None if the graph does not normalise. The
+            input of the model is always normalised images.
         least_patches: number of patches along the shorter side of the smallest image that the file accepts.
 
     Raises:
@@ -179,10 +180,10 @@ def _fixed_sizes(sheet: Sheet, size: tuple[int, int]) -> list[tuple[int, int]]:
 
 
 def _checked(found: Difference, precision: Precision) -> Difference:
-    """Returns the difference.
+    """Returns `found` unchanged if the difference is small enough.
 
     Raises:
-        XCiTError: if it is larger than the precision allows.
+        XCiTError: if the difference is larger than `LIMITS` or `MAX_UNMATCHED` allow for the precision.
     """
     num_unmatched = MAX_UNMATCHED[precision] * max(2 * (found.num_detections or 0), 20)
     if not found.value <= LIMITS[precision] or found.num_unmatched > num_unmatched:
@@ -200,8 +201,9 @@ def _largest(
     for ours, theirs in zip(run([pixels]), reference(normalized(pixels, normalization)), strict=True):
         if ours.shape != theirs.shape:
             raise XCiTError(
-                f"the exported graph differs from the model and was not kept: for images {tuple(pixels.shape)} its "
-                f"output is {tuple(ours.shape)}, and the model's output is {tuple(theirs.shape)}"
+                "the exported graph differs from the model and was not kept: for images of shape "
+                f"{tuple(pixels.shape)} the output of the graph has shape {tuple(ours.shape)}, and the output of the "
+                f"model has shape {tuple(theirs.shape)}"
             )
         found.append(((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-12)).item())
     return max(value if math.isfinite(value) else math.inf for value in found)
@@ -226,7 +228,7 @@ def _blobs(
 def _compare_detections(
     run: Run, model: nn.Module, sheet: Sheet, cases: Iterable[tuple[Tensor, Tensor, Tensor]]
 ) -> Difference:
-    """Compares detections; each forward pass gets one image. `_blobs` describes a case."""
+    """Compares the detections in each image; each of `cases` is a tuple as `_blobs` yields it."""
     from xcit.models.detection.roi_heads import MIN_SCORE, Detections
 
     network: Any = model

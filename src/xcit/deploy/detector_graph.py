@@ -89,7 +89,7 @@ class DetectorGraph(nn.Module):
 
 
 def _nms_by_class(boxes: Tensor, scores: Tensor, classes: Tensor, iou: float) -> Tensor:
-    """Does what `boxes.nms_by_class` does, but always in one NMS call; it needs no special case for zero boxes."""
+    """Does what `boxes.nms_by_class` does, but always in one NMS call, and without a special case for zero boxes."""
     from torchvision.ops import nms
 
     most = torch.cat([boxes.flatten(), boxes.new_zeros(1)]).max()
@@ -98,12 +98,15 @@ def _nms_by_class(boxes: Tensor, scores: Tensor, classes: Tensor, iou: float) ->
 
 
 def _first(indices: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Returns the first `count` indices, padded with zeros to (count,), and a mask (count,): False for padding."""
+    """Returns the first `count` indices, padded with zeros, and a mask that is False for padding; both are (count,)."""
     filled = torch.cat([indices, indices.new_full((count,), -1)])[:count]
     return filled.clamp(min=0), filled >= 0
 
 
 def _pool(maps: Sequence[Tensor], boxes: Tensor, size: int) -> Tensor:
-    """Returns the features (n, channels, size, size) of boxes (n, 4), computed in float32, in the dtype of the maps."""
+    """Returns the features (n, channels, size, size) of boxes (n, 4).
+
+    The features are computed in float32, and then converted to the dtype of the maps.
+    """
     regions = torch.cat([boxes.new_zeros(boxes.shape[0], 1), boxes], dim=1)
     return pool_regions([level.float() for level in maps], regions, size).to(maps[0].dtype)

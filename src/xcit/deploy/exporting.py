@@ -38,7 +38,7 @@ RUN_WEIGHTS = "model.safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class ExportReport:
-    """Describes the result of `export`.
+    """The result of `export`.
 
     Attributes:
         path: path of the file or folder.
@@ -87,9 +87,9 @@ def export(
 ) -> ExportReport:
     """Writes a model to a file for another runtime. By default, the file accepts any batch size and image size.
 
-    The file also contains the class names, preprocessing, task, source and licence. A detector's file takes one image
-    at a time. Before `export` returns, it compares the file's outputs with the model's (for int8 on `calibration`, else
-    on random images of several sizes), and deletes a file that differs.
+    The file also contains the class names, preprocessing, task, source and licence. The file of a detector accepts
+    one image at a time. Before `export` returns, it compares the file's outputs with the model's, and deletes a file
+    that differs. The comparison uses random images of several sizes, or for int8 the images of `calibration`.
 
     Args:
         model: a model, a weights file, the folder of a training run, or a published name. The weights of a published
@@ -98,9 +98,9 @@ def export(
         to: the runtime; None chooses it by `path`. "tensorrt" and "web" write ONNX files, and raise an error if the
             graph contains an operator that TensorRT's parser or onnxruntime-web does not support. A file for TensorRT
             has a fixed image size and computes in float16.
-        size: fixed height and width of the images, or one number for both; None allows every size, but for TensorRT
-            it means the size in the model's preprocessing. For a detector, it is the side of a square in pixels, a
-            multiple of 32: an image is resized to fit into the square, and padded.
+        size: fixed height and width of the images in pixels, or one number for both. None allows every size; for
+            TensorRT, None means the size in the model's preprocessing. For a detector, the height and the width must be
+            equal and a multiple of 32: an image is resized to fit into this square, and padded.
         dtype: "float32", "float16" or "int8"; "int8" needs `calibration`. None means float16 for TensorRT and float32
             for all other targets.
         normalize: if True, the graph itself subtracts the mean and divides by the standard deviation, and its input
@@ -252,7 +252,8 @@ def _check_asked(
         raise XCiTError(f"a {kind.name} gives no features: export its backbone (xcit.get_backbone)")
     if kind is DETECTOR and size is not None and (size[0] != size[1] or size[0] % PAD_TO):
         raise XCiTError(
-            f"the size is {size[0]}x{size[1]} pixels; a detector needs a square with sides of a multiple of {PAD_TO}"
+            f"the size is {size[0]}x{size[1]} pixels; a detector needs a square, with a side that is a multiple of "
+            f"{PAD_TO}"
         )
     if (precision == "int8") != (wanted.calibration is not None):
         raise XCiTError("int8 needs images for calibration, and only int8 uses them: give both or neither")
@@ -359,7 +360,7 @@ def _xca_form(sheet: Sheet, target: Target) -> XCAForm:
 
 
 def _check_place(place: Path, *, is_folder: bool) -> None:
-    """Checks that the output path can be written. It runs first, because an export can take minutes.
+    """Checks that the output path can be written. This check comes first, because an export can take minutes.
 
     Raises:
         XCiTError: if the parent folder does not exist, or if the path for OpenVINO exists and is not an empty folder.

@@ -1,9 +1,9 @@
 """Turns models into graphs: modules with only tensors as inputs and outputs, ready to be captured by an exporter.
 
 A graph contains a fused copy of the model: batch norms are folded into the convolutions before them, and LayerScale is
-folded into the last weights of each branch. XCA has two forms (see `ops.forms`): one is faster for many tokens, and the
-other is faster for few. A graph with a fixed image size contains the faster form for that size. A graph for every size
-contains one form or both, see `XCAForm`.
+folded into the last weights of each branch. XCA (attention between channels) has two forms, see `ops.forms`: one is
+faster for many tokens, and the other is faster for few tokens. A graph with a fixed image size contains the faster form
+for that size. A graph for every size contains one form or both, see `XCAForm`.
 
 Shapes: `B` is the batch size, `C` the number of channels, `h` and `w` are the height and width of an image.
 """
@@ -54,7 +54,8 @@ class Graph:
 
     def dynamic_shapes(self) -> tuple[dict[int, Any], ...]:
         """Returns the `dynamic_shapes` for torch's exporter, one dict per input."""
-        least = 3  # for smaller images, torch would specialise the graph to a coarsest map of one pixel
+        # With smaller images, the coarsest map could have one pixel, and torch would specialise the graph to this size.
+        least = 3
         named = {"height": torch.export.Dim("rows", min=least), "width": torch.export.Dim("columns", min=least)}
         return tuple(
             {
@@ -136,11 +137,11 @@ class _Normalized(nn.Module):
 
 
 class _NormalizedDetector(_Normalized):
-    """Normalises a detector's image, and passes it on with its size and scale; the outputs are not converted."""
+    """Normalises an image, and passes it to the detector with its size and scale; does not convert the outputs."""
 
     def forward(self, images: Tensor, size: Tensor, scale: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         normalized = self._normalized(images)
-        if self.mean is not None:  # the normalization changes the padding, but the model expects zeros there
+        if self.mean is not None:  # the normalization changes the padding, but the model expects zeros in it
             height, width = images.shape[2:]
             inside = (torch.arange(height)[:, None] < size[0]) & (torch.arange(width) < size[1])
             normalized = normalized * inside.to(normalized.dtype)

@@ -87,11 +87,12 @@ class OnnxRun:
 
 
 def _reason(error: Exception) -> str:
-    """Returns the reason in an error message of ONNX Runtime, without the path and the place in its source."""
+    """Returns the reason in an error message of ONNX Runtime, without file paths and lines of source code."""
     text = str(error).partition(" failed:")[2]
     newest = re.search(r"Opset (\d+) is under development.* till opset (\d+)", text)
     if newest:
         return (
-            f"it has operator set {newest[1]}, and this version reads up to {newest[2]}: export it again with --opset"
+            f"it has operator set {newest[1]}, but this version only reads operator sets up to {newest[2]}: export the "
+            "model again with --opset"
         )
     return shortened(text.strip()) if text else brief(error)

@@ -21,7 +21,8 @@ def quantize_onnx(source: Path, target: Path, inputs: Sequence[Mapping[str, Tens
     Args:
         source: an ONNX file in float32.
         target: path of the file to write.
-        inputs: inputs of the graph, by name; they determine the ranges of the activations.
+        inputs: batches that determine the ranges of the activations. Each batch is a dict from the name of a graph
+            input to its tensor.
 
     Raises:
         XCiTError: if there are no images.

@@ -88,7 +88,7 @@ def exported_or(
         model: a path or a name.
         kind: the kind that an exported file must have; None allows every kind.
         build: builds the model if `model` is not an exported file.
-        changed: whether the user asked for other weights or another shape. An exported file can't have either.
+        changed: whether the user asked for other weights or another shape. This is not possible for an exported file.
 
     Raises:
         XCiTError: if the exported file can't be opened or is of another kind, or if `changed` is True for it.
@@ -193,7 +193,7 @@ class ExportedXCiT(Exported, XCiT):
         out_type: OutType = "cls_token",
         out_indices: int | Sequence[int] = (-1,),
     ) -> tuple[Tensor, ...] | Tensor:
-        """Returns what `XCiT.extract_feat` returns, if the file was exported with exactly these features.
+        """Returns what `XCiT.extract_feat` returns, if the file was exported with exactly the requested features.
 
         Raises:
             XCiTError: if the file returns logits or other features.
@@ -202,7 +202,7 @@ class ExportedXCiT(Exported, XCiT):
         indices = [out_indices] if isinstance(out_indices, int) else out_indices
         blocks = tuple(resolve_indices(indices, self.config.depth + self.config.cls_depth))
         if features is None:
-            raise XCiTError(f"{self.path}: only returns logits: export the model with --features for features")
+            raise XCiTError(f"{self.path}: only returns logits: to get features, export the model with --features")
         if (out_type, blocks) != (features.out_type, features.layers):
             raise XCiTError(
                 f"{self.path}: returns {self.sheet.sentence()}, not {out_type} of {', '.join(map(str, blocks))}: ask "

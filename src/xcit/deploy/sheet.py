@@ -12,7 +12,10 @@ from xcit.zoo.kinds import CLASSIFIER, DETECTOR, Kind
 from xcit.zoo.statement import METADATA_KEY, model_metadata, statement_of
 
 EXPORT_KEY = "xcit.export"
-"""The metadata key of the `Facts`, as JSON. A second key, `METADATA_KEY`, is used as in our safetensors files."""
+"""The metadata key of the `Facts`, which are stored as JSON.
+
+The other parts of a `Sheet` have the key `METADATA_KEY`, as in safetensors files that this package writes.
+"""
 
 VERSION = 1
 """Version of the format of `Facts`. A file with a later version is rejected."""
@@ -35,7 +38,7 @@ class FeatureOutput:
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """Describes how a file was exported.
+    """Facts about the export of a file.
 
     Attributes:
         version: version of the format of these facts.

@@ -122,7 +122,7 @@ def measure_classifier(
 
 
 def _flattered(data: str, holdout: float) -> tuple[str, ...]:
-    """Returns a line about held-out images, or a warning that training images may be measured, or nothing."""
+    """Returns at most one line: a note about held-out images, or a warning that training images may be measured."""
     if holdout:
         return (f"these images are held out of the training images of {data}: holdout {holdout:g}",)
     if not is_folder_without_validation(data):
@@ -142,7 +142,10 @@ def _preprocessing(recipe: ClassificationConfig, protocol: Protocol | None) -> P
 
 
 def _classes(model: XCiT) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Returns ids (folder names) and names of a model's classes; for 1000 classes without names, those of ImageNet."""
+    """Returns the ids (folder names) and the names of a model's classes.
+
+    If the model has no info and 1000 classes, these are the classes of ImageNet.
+    """
     if model.info is not None:
         return model.info.class_ids, model.info.class_names
     if model.num_classes == 1000:
@@ -160,9 +163,9 @@ def _with_labels_of(
 ) -> tuple[LabelledImages, str]:
     """Relabels images with the model's class indices, also if the data have only some of the model's classes.
 
-    Each class name in the data is matched with the id, name or index of one of the model's classes. If only some class
-    names in the data are numbers, they are used as class indices only if they come from a class map: in folder names,
-    such a number may mean something else.
+    Each class name in the data is matched with the id, name or index of one of the model's classes. A number in a class
+    map is always used as an index. A folder name that is a number is used as an index only if all folder names are
+    numbers, because otherwise the number may mean something else.
 
     Args:
         images: the images with the classes of the data.

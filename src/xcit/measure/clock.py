@@ -78,9 +78,9 @@ def time_rounds(
 
 
 def ratio_of_medians(seconds: Sequence[float], reference: Sequence[float]) -> tuple[float, tuple[float, float]]:
-    """Returns the ratio of the medians (`seconds` / `reference`), and the first and third quartile of the ratios.
+    """Returns the ratio of the medians (`seconds` / `reference`), and the quartiles of the ratios in single rounds.
 
-    The quartiles are over the rounds: each round has one ratio.
+    The quartiles are the first and the third. Each round has one ratio.
     """
     ratios = [one / other for one, other in zip(seconds, reference, strict=True)]
     low, high = ratios[0], ratios[0]
@@ -152,7 +152,7 @@ def this_machine(device: torch.device, dtype: DType, threads: int, packages: Seq
         device: the device of the measurement.
         dtype: the dtype of the measurement.
         threads: number of CPU threads.
-        packages: packages other than torch whose versions are reported.
+        packages: names of the packages for which versions are reported, in addition to torch.
     """
     return Machine(
         name=torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
@@ -177,7 +177,7 @@ def headings(machine: Machine, what: str, rounds: int) -> tuple[str, str]:
 
 
 def flops_per_second(value: float) -> str:
-    """Formats a speed in FLOP/s as GFLOP/s, or as TFLOP/s from 1e12 FLOP/s."""
+    """Formats a speed, given in FLOP/s, in GFLOP/s. Speeds of at least 1e12 FLOP/s are given in TFLOP/s."""
     return f"{value / 1e12:.1f} TFLOP/s" if value >= 1e12 else f"{value / 1e9:.1f} GFLOP/s"
 
 

@@ -39,7 +39,7 @@ class DetectionResult(TestResult):
         return (*self.data_problems, *super().problems)
 
     def lines(self) -> list[str]:
-        """Returns COCO's twelve figures for boxes and for masks, in the format of COCO's own code."""
+        """Returns COCO's twelve figures for boxes and for masks, in the format of pycocotools."""
         precision = self.report.precision
         return [
             line

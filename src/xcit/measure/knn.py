@@ -33,7 +33,7 @@ KS = (10, 20, 100, 200)
 TEMPERATURE = 0.07
 
 _MAX_SIMILARITIES = 2**25
-"""Number of elements of the similarity matrix of one chunk of validation images: 128 MiB in float32."""
+"""Largest number of similarities that are in memory at a time. They take 128 MiB in float32."""
 
 _DTYPES: dict[torch.dtype, Literal["float32", "bfloat16", "float16"]] = {
     torch.float32: "float32",
@@ -50,9 +50,9 @@ class KNNAccuracy:
 
     Attributes:
         k: number of neighbours.
-        num_right1: number of images whose class has the most votes.
-        num_right5: number of images whose class is among the five classes with the most votes; if k is below 5, among
-            the first k classes.
+        num_right1: number of images for which the true class has the largest sum of votes.
+        num_right5: number of images for which the true class is among the five classes with the largest sums of votes.
+            If k is below 5, the true class must be among the first k classes.
         top1: `num_right1` in percent of all images.
         top5: `num_right5` in percent of all images.
     """
@@ -123,7 +123,7 @@ def evaluate_knn(
             images.
         temperature: temperature of the votes.
         holdout: number of training images that are classified instead of validation images; a value below 1 is a
-            fraction. They are the images that a training run with this `holdout` does not train on. 0 means none.
+            fraction. These are the images that a training run with this `holdout` does not train on. 0 means none.
         class_map: a file that maps class names in the data to other class names (see `read_class_map`).
         cache: whether features are read from and written to the folder `feature_cache()`.
         batch_size: images per forward pass, in each process.
@@ -141,7 +141,7 @@ def evaluate_knn(
     """
     if dtype not in _DTYPES:
         raise XCiTError(f"dtype is {dtype}, must be torch.float32, torch.bfloat16 or torch.float16")
-    found_lines: list[str] = []  # announced after all arguments have been checked
+    found_lines: list[str] = []  # these lines are announced after all arguments have been checked
     if isinstance(data, str):
         train, val = open_train_and_val(data, holdout, found_lines.append, class_map=os.fspath(class_map))
     elif class_map:

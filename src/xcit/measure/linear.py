@@ -92,7 +92,7 @@ def _listening(
     report: Callable[[Progress], None] | None,
     announce: Callable[[str], None] | None,
 ) -> Iterator[_Listener]:
-    """Yields the given callbacks; if all three are None, yields callbacks that display the run in the terminal."""
+    """Yields the given callbacks, or callbacks that display the run in the terminal if all three callbacks are None."""
     if extracting is None and report is None and announce is None:
         with run_display(heading) as display:
             yield _Listener(extracting=_shown, report=display.report, announce=display.announce)
@@ -141,8 +141,8 @@ def train_linear(
     the model's `info` states. The feature of an image is the input of a classifier's head. Under torchrun, all
     processes share the work.
 
-    The files of the run are written to `directory` (see `train_task`). Its `model.safetensors` contains the model with
-    the trained classifier as its head.
+    The files of the run are written to `directory` (see `train_task`). The file `model.safetensors` contains the model
+    with the trained classifier as its head.
 
     Args:
         model: a model from `get_model`, a weights file, or a published name. The weights of a published name are
@@ -151,12 +151,12 @@ def train_linear(
             `open_labelled_images`).
         directory: the run's folder; it is created if it does not exist.
         lrs: learning rates for a global batch size of 256; for another `batch_size` they are scaled in proportion. One
-            classifier is trained per learning rate, all on the same features. The best one on the validation images
-            is saved, so its accuracy is slightly too high.
+            classifier is trained per learning rate, all on the same features. The classifier with the highest top-1 on
+            the validation images is saved, so this top-1 is slightly too high.
         epochs: number of epochs.
-        augmented: True for the published protocol. False computes the features of centre crops once, caches them as
-            `evaluate_knn` does, and trains on them. This takes minutes instead of hours, but the results can't be
-            compared with published results.
+        augmented: True for the published protocol. False computes the features of centre crops once, caches these
+            features as `evaluate_knn` does, and trains on them. Training then takes minutes instead of hours, but the
+            results can't be compared with published results.
         class_weights: weight of each class in the loss, one number per class; if empty, all weights are equal, as
             published.
         class_map: a file that maps class names in the data to other class names (see `read_class_map`).
@@ -213,7 +213,7 @@ def _measured(
     listener: _Listener,
 ) -> LinearReport:
     data, run, augmented = config.data, config.run, config.augmented
-    found_lines: list[str] = []  # announced after all arguments have been checked
+    found_lines: list[str] = []  # these lines are announced after all arguments have been checked
     train, val = open_train_and_val(data, announce=found_lines.append, class_map=config.class_map)
     check_class_weights(config.class_weights, len(train.class_ids))
     if len(train) < run.batch_size:

@@ -30,7 +30,7 @@ def listening(
     report: Callable[[int], None] | None,
     announce: Callable[[str], None] | None,
 ) -> Iterator[Listener]:
-    """Yields the given callbacks; if all three are None, yields callbacks that print to standard error.
+    """Yields the given callbacks, or callbacks that print to standard error if all three callbacks are None.
 
     The printing callbacks show a progress bar with the description `what` if standard error is a terminal.
     """

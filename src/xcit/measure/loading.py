@@ -17,7 +17,7 @@ from xcit.zoo.names import is_file
 
 
 def load_for(recipe: Any, checkpoint: str | os.PathLike[str], kind: Kind[Config, Info, Model]) -> Model:
-    """Loads a checkpoint whose model has the same shape as the recipe's model; only the classes may differ.
+    """Loads a checkpoint; its model must have the same shape as the recipe's model, and only the classes may differ.
 
     Args:
         recipe: the config of a recipe or run.
@@ -56,6 +56,6 @@ def fused_for(model: XCiT, how: Measuring) -> nn.Module:
 
 
 def _shape(config: Any, kind: Kind[Any, Any, Any]) -> Any:
-    """Returns a copy of a config with 0 in the fields that may differ: classes and rate of stochastic depth."""
+    """Returns a copy of a config with 0 in the fields that may differ: number of classes and stochastic depth."""
     backbone = replace(kind.backbone(config), num_classes=0, drop_path_rate=0.0)
     return backbone if kind.backbone(config) is config else replace(config, num_classes=0, backbone=backbone)

@@ -27,10 +27,10 @@ from xcit.machine import forget_peak, peak_resident_memory, resident_memory
 
 _M_MMAP_THRESHOLD = -3  # from malloc.h of glibc
 _OWN_PAGES_FROM = 65536
-"""The block size in bytes from which glibc maps each block separately, and unmaps the block when it is freed.
+"""Blocks of at least this many bytes are mapped separately by glibc, and are unmapped when they are freed.
 
-glibc's default threshold changes while a program runs, so some freed blocks stay resident by chance. Repeated
-measurements of one model then gave 54 and 89 MB, although 42 MB were in use.
+glibc's default threshold changes while a program runs, so some freed blocks stay resident by chance. With the
+default threshold, repeated measurements of one model gave 54 and 89 MB, although 42 MB were in use.
 """
 
 
@@ -77,7 +77,7 @@ def growth_in_new_process(main: str, request: Mapping[str, Any], *, path: Path |
 def resident_growth(work: Callable[[], object]) -> int:
     """Calls `work` twice, and returns the peak growth of this process's resident memory in the second call, in bytes.
 
-    The size of tensors that remain after the first call is added. It works only on Linux.
+    The size of tensors that remain after the first call is added. This function works only on Linux.
     """
     allocator = ctypes.CDLL(None)
     glibc = hasattr(allocator, "mallopt")

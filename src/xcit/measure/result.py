@@ -42,7 +42,10 @@ class TestResult(ABC):
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """One line for each image that could not be read and, for a detector, for each kind of problem in the data."""
+        """One line for each image that could not be read.
+
+        For a detector, the result also has one line for each kind of problem in the data.
+        """
         unreadable: tuple[str, ...] = self.report.unreadable
         return unreadable
 

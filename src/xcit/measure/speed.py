@@ -112,11 +112,12 @@ def measure_speed(
     advance: Callable[[int], None] = lambda _: None,
     announce: Callable[[str], None] = lambda _: None,
 ) -> SpeedReport:
-    """Measures the time and peak memory of a model's forward pass, fused for inference, on seeded noise.
+    """Measures the time and the peak memory of the forward pass of a fused model, on noise with a fixed seed.
 
     Args:
-        model: the name of an architecture or model, a weights file, or an exported file. A name gets random weights,
-            because the values of the weights do not change the time. An exported file runs in its own runtime.
+        model: the name of an architecture or model, a weights file, or an exported file. For a name, the model
+            gets random weights, because the values of the weights do not change the time. An exported file runs in its
+            own runtime.
         config: the settings.
         started: called once with the number of units of work.
         advance: called with the number of units that were done since the last call.

@@ -59,13 +59,13 @@ def test(
     """Measures a checkpoint on labelled data, with the preprocessing of a recipe.
 
     Args:
-        config: a recipe's name, the path of an mmpretrain config with a recipe's name, or the YAML file of a training
-            run.
-        checkpoint: a path, a URL or a published name; a path may have a key after it (see `get_model`).
+        config: a recipe's name, the path of an mmpretrain config with a recipe's name as its file name, or the YAML
+            file of a training run.
+        checkpoint: a path, a URL or a published name. A path can be followed by "#" and a key (see `get_model`).
         data: a folder or the name of a data set. Its content depends on the recipe's task: images by class (see
             `open_labelled_images`), images with lists of classes (`open_multi_label`), scenes with label maps
             (`open_scenes`) or annotated images (`open_coco`).
-        protocol: for classification: the published protocol whose preprocessing is used; None means the recipe's
+        protocol: for classification: the published protocol that determines the preprocessing; None means the recipe's
             preprocessing, which is mmpretrain's.
         mean: mean of each channel, for pixels in 0..1, or one number for all channels; None means the model's or the
             recipe's mean.
