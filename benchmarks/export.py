@@ -136,7 +136,7 @@ def of_run(run: Run, inputs: list[Tensor]) -> Work:
 
 
 def medians(works: dict[str, Work], rounds: int, clock: Clock) -> dict[str, float]:
-    """Returns each function's median time in seconds. Each round calls every function twice, and times the second call."""
+    """Returns the median time of each function in seconds. In each round, the second of two calls is timed."""
     taken: dict[str, list[float]] = {what: [] for what in works}
     for _ in range(rounds):
         for what, work in works.items():
