@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from xcit.cli.answering import say_model
-from xcit.cli.bulk import BulkOptions, bulk_options, check_resized, check_small, open_words, placed, write_bulk
+from xcit.cli.bulk import BulkOptions, bulk_options, check_no_full_size, check_small, open_words, placed, write_bulk
 from xcit.cli.dense import stored_or_upright
 from xcit.cli.files import beside, images_outside, result_names
 from xcit.cli.options import (
@@ -134,7 +134,7 @@ def attention(
         ):  # fmt: skip
             if is_given:
                 raise XCiTError(f"give --parquet or {name}, not both: --parquet writes complete maps, no other files")
-        check_resized(large.full_size, str(out))
+        check_no_full_size(large.full_size, str(out))
         need_packages("Parquet", "pyarrow")
         images = open_words(inputs or tuple(map(str, packaged_images())), bulk, ignore_exif=ignore_exif)
         computer = placed(device)

@@ -113,7 +113,7 @@ def check_small(bulk: BulkOptions, way: str) -> None:
         raise XCiTError(f"several processes can write only Parquet parts: {way}")
 
 
-def check_resized(full_size: bool, out: str) -> None:
+def check_no_full_size(full_size: bool, out: str) -> None:
     """Checks that a command that writes Parquet parts has no --full-size.
 
     Raises:

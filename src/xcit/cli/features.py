@@ -9,7 +9,7 @@ from xcit.cli.answering import say_model
 from xcit.cli.bulk import (
     BulkOptions,
     bulk_options,
-    check_resized,
+    check_no_full_size,
     check_small,
     open_words,
     parts_folder,
@@ -148,7 +148,7 @@ def features(
         return 0
     folder = parts_folder(out)
     if folder is not None:
-        check_resized(large.full_size, out)
+        check_no_full_size(large.full_size, out)
         images = open_words(inputs, bulk, ignore_exif=ignore_exif)
         computer = placed(device)
         network = load_model(model, weights, computer, how)

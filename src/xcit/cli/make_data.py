@@ -25,7 +25,13 @@ TASKS = ("segmentation", "detection")
 @click.option(
     "--val", "num_val", type=click.IntRange(min=1), default=200, show_default=True, help="Number of validation scenes."
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Seed of the random scenes: the same seed gives the same data set.",
+)
 def make_data(kind: str, task: str, out: Path, num_train: int, num_val: int, seed: int) -> None:
     """Create a data set with exact labels in the folder --out.
 

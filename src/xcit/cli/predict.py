@@ -9,7 +9,7 @@ from xcit.cli.answering import say_model
 from xcit.cli.bulk import (
     BulkOptions,
     bulk_options,
-    check_resized,
+    check_no_full_size,
     check_small,
     open_words,
     parts_folder,
@@ -93,7 +93,7 @@ def predict(
         folder = parts_folder(out)
         if folder is None:
             raise XCiTError(f"{out}: --out must be a folder for Parquet parts: give --out {out}/, --json or --csv")
-        check_resized(large.full_size, out)
+        check_no_full_size(large.full_size, out)
         computer = placed(device)
         network = load_model(model, weights, computer, how)
         settings = {"topk": topk, "batch_size": batch_size, "device": computer, "dtype": checked_dtype(dtype)}

@@ -175,16 +175,23 @@ def _fit_head(
     return fit
 
 
+def _sides(stored: StoredWeights, name: str, kind: str) -> tuple[int, int]:
+    """Returns the numbers of outputs and inputs of a layer, from its weight.
+
+    Raises:
+        XCiTError: if the file has no such weight, or it has fewer than two dimensions.
+    """
+    weight = stored.dense.get(name)
+    if weight is None or weight.ndim < 2:
+        problem = f"there is no tensor {name!r}" if weight is None else f"{name} has {weight.ndim} dimensions"
+        raise XCiTError(f"{stored.path}: these are not the weights of a {kind}: {problem}")
+    return weight.shape[0], weight.shape[1]
+
+
 def _segmenter_config(stored: StoredWeights) -> SegmenterConfig:
-    state = stored.dense
     kind: SegmenterKind = "upernet" if stored.head == "upernet" else "sem-fpn"
-    try:
-        num_classes, channels = state["head.classifier.weight"].shape[:2]
-        auxiliary = state["auxiliary.classifier.weight"].shape[1] if kind == "upernet" else None
-    except (KeyError, ValueError, IndexError) as error:
-        raise XCiTError(
-            f"{stored.path}: these are not the weights of a segmenter: there is no tensor {error}"
-        ) from None
+    num_classes, channels = _sides(stored, "head.classifier.weight", "segmenter")
+    auxiliary = _sides(stored, "auxiliary.classifier.weight", "segmenter")[1] if kind == "upernet" else None
     backbone = config_from_state(stored.state, str(stored.path))
     config = SegmenterConfig(kind=kind, backbone=backbone, num_classes=num_classes, channels=channels)
     return config if auxiliary is None else replace(config, auxiliary_channels=auxiliary)
@@ -213,11 +220,8 @@ def _mask_rcnn() -> "type[MaskRCNN]":
 
 
 def _detector_config(stored: StoredWeights) -> MaskRCNNConfig:
-    try:
-        box_features = stored.dense["roi_heads.box_head.fc7.weight"].shape[0]
-        num_classes, channels = stored.dense["roi_heads.mask_predictor.mask_fcn_logits.weight"].shape[:2]
-    except (KeyError, ValueError, IndexError) as error:
-        raise XCiTError(f"{stored.path}: these are not the weights of a detector: there is no tensor {error}") from None
+    box_features, _ = _sides(stored, "roi_heads.box_head.fc7.weight", "detector")
+    num_classes, channels = _sides(stored, "roi_heads.mask_predictor.mask_fcn_logits.weight", "detector")
     backbone = config_from_state(stored.state, str(stored.path))
     return MaskRCNNConfig(backbone=backbone, num_classes=num_classes, channels=channels, box_features=box_features)
 

@@ -142,6 +142,11 @@ def test_what_does_not_fit_is_named(published: Path, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "short.pth")
     with pytest.raises(XCiTError, match="1 missing"):
         get_model(tmp_path / "short.pth")
+    logits = "roi_head.mask_head.conv_logits.weight"
+    content["state_dict"][logits] = content["state_dict"][logits].flatten()
+    torch.save(content, tmp_path / "flat.pth")
+    with pytest.raises(XCiTError, match=r"not the weights of a detector: .*mask_fcn_logits.weight has 1 dimensions"):
+        get_model(tmp_path / "flat.pth")
     save_model(XCiT(ARCHITECTURES["tiny-12-p16"]), tmp_path / "classifier.safetensors")
     with pytest.raises(XCiTError, match="a classifier or backbone, not of a detector"):
         get_model(detector_name("tiny-12-p16"), pretrained=tmp_path / "classifier.safetensors")
