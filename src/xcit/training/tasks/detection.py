@@ -17,6 +17,7 @@ from xcit.data.detection_transforms import (
     collate_detections,
     picture_pixels,
 )
+from xcit.data.inputs import as_stored
 from xcit.data.loader import TrainLoader
 from xcit.errors import XCiTError, some_of
 from xcit.images.rows import ImageRows, rows_info
@@ -214,12 +215,7 @@ def _found_whole(
                 )
             return detect_large(rows, model, min_score=MIN_SCORE, max_objects=MAX_OBJECTS, full_size=full_size)
 
-        try:
-            # With `ignore_exif`, the whole image is decoded at once, in its stored orientation.
-            source = images.read(index) if images.ignore_exif else image.path
-        except XCiTError as error:
-            yield index, str(error)
-            continue
+        source = as_stored(image.path) if images.ignore_exif else image.path
         ((_, found),) = answer_each([source], full_size, answer)
         yield index, found.reason if isinstance(found, Unreadable) else found
 

@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from xcit.data.inputs import as_stored
 from xcit.data.loader import TrainLoader
 from xcit.data.segmentation import IGNORED, LabelledScenes, Labels, open_scenes
 from xcit.data.segmentation_transforms import SegmentationAugmentation, augmented_scene, resized_pixels
 from xcit.errors import XCiTError
 from xcit.images.preprocess import SegmentationPreprocessing
-from xcit.images.read import read_image
 from xcit.images.resize_8bit import Pixels
 from xcit.inference.full_size import FullSize
 from xcit.inference.reading import Unreadable
@@ -275,12 +275,11 @@ def _counted_whole(
     for index in layout.share(len(scenes)):
         path = scenes.items[index][0]
         try:
-            # With `ignore_exif`, the whole image is decoded at once, in its stored orientation.
-            source = read_image(path, ignore_exif=True) if scenes.ignore_exif else path
             labels = scenes.labels(index)
         except XCiTError as error:
             yield str(error)
             continue
+        source = as_stored(path) if scenes.ignore_exif else path
         for found in segment_large_each([source], model, info, full_size):
             if isinstance(found, Unreadable):
                 yield found.reason
