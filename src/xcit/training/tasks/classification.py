@@ -190,8 +190,9 @@ class ClassificationTask(TaskWithAdapters):
         problems: lines for the user about problems in the data.
 
     Raises:
-        XCiTError: if a name in the config is unknown, if the data are missing or have other classes than the model, or
-            if weights can't be loaded or do not fit. The names are checked before anything is read or downloaded.
+        XCiTError: if a name in the config is unknown, if the data are missing, if the classes of data and model
+            differ, or if weights can't be loaded or do not fit. The names are checked before anything is read or
+            downloaded.
     """
 
     watch = "top1"

@@ -99,7 +99,7 @@ def adapt(model: XCiT, config: LoRAConfig) -> XCiT:
 
 
 def adapter_folder(weights: Path) -> Path:
-    """Returns the folder for an adapter, beside the path of the weights: "best-adapter" for "best.safetensors"."""
+    """Returns the path of an adapter for the path of the weights: "best-adapter" for "best.safetensors"."""
     return weights.with_name(f"{weights.stem}-adapter")
 
 
@@ -107,7 +107,7 @@ class TaskWithAdapters(TaskWithLoader):
     """A task with a field `lora` in its config."""
 
     def export(self, model: nn.Module, path: Path) -> None:
-        """Writes the whole model to a file. If the model has adapters, writes only adapters and head, to a folder.
+        """Writes the whole model to a file. If the model has adapters, writes adapters and head to a folder instead.
 
         The folder is in PEFT's format (see `adapter_folder`).
         """
