@@ -232,7 +232,7 @@ def test_a_mistake_is_told_in_one_line(xcit, verb, words, message):
             "linear tiny.safetensors --data data",
             "data has 21 training images, fewer than a batch of 1024: choose a smaller",
         ),
-        ("linear tiny.safetensors --data data --lr 0", "learning rates are 0.0, must be above 0"),
+        ("linear tiny.safetensors --data data --lr 0", "learning rates are 0.0, must all be above 0"),
     ],
 )
 def test_a_mistake_of_one_verb(xcit, words, message):

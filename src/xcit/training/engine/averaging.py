@@ -65,7 +65,7 @@ def describe_average(run: RunConfig, *, num_steps: int, num_epochs: int) -> list
     half_life = math.log(0.5) / math.log(run.ema_decay)
     if half_life > num_steps * min(run.evaluate_every, num_epochs):
         return [
-            f"until epoch {math.ceil(half_life / num_steps)}, the evaluated weights are averages that still "
-            f"consist mostly of the initial weights (run.ema_decay {run.ema_decay:g}); run.ema_warmup true avoids this"
+            f"until epoch {math.ceil(half_life / num_steps)}, the evaluated weights are an average that still "
+            f"consists mostly of the initial weights (run.ema_decay {run.ema_decay:g}); run.ema_warmup true avoids this"
         ]
     return []

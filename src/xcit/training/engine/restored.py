@@ -91,7 +91,7 @@ def check_tensors(own: Mapping[str, Tensor], theirs: object, source: str) -> Non
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer, theirs: object, source: str) -> None:
-    """Checks that an optimiser's state in a checkpoint fits an optimiser.
+    """Checks that the state of an optimiser in a checkpoint fits the optimiser of this run.
 
     Each parameter group and each parameter is checked.
 

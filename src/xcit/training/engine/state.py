@@ -29,8 +29,8 @@ class Position:
 
     Attributes:
         epoch: index of the current epoch, counted from 0.
-        step: number of finished steps of this epoch. After the last step, it equals the number of steps per epoch. It
-            becomes 0 when the epoch has been evaluated and `epoch` increases by 1.
+        step: number of finished steps of this epoch. After the last step, `step` equals the number of steps per epoch.
+            When the epoch has been evaluated, `epoch` increases by 1, and `step` becomes 0.
         losses: sum of the losses of the finished steps of this epoch.
         best: the best evaluation result so far (see `Task.watch`); None before the first evaluation.
     """

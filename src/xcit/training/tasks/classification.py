@@ -40,8 +40,8 @@ class ClassificationConfig:
         data: a folder or a known name (see `open_labelled_images`), or a stream (see `open_stream`).
         val_data: the validation images, if they are not in `data`. If `data` is a stream, this field is required.
         holdout: number of training images to hold out for validation. A number below 1 is a share of the images. With
-            0, the validation split is used. With null, a fifth of the images is held out if `data` is a folder without
-            a validation split.
+            0, the validation split is used. With None (null in YAML), a fifth of the images is held out if
+            `data` is a folder without a validation split.
         class_map: a file that maps the names of folders, or the labels in a list, to classes of the model (names or
             indices). It is used for `data` and `val_data` (see `read_class_map`).
         shuffle_buffer: for a stream: number of encoded images that each worker keeps in memory to shuffle them.

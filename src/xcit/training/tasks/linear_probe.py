@@ -61,10 +61,10 @@ class LinearConfig:
 
     def __post_init__(self) -> None:
         if not self.lrs or not all(0 < lr < float("inf") for lr in self.lrs):
-            raise XCiTError(f"learning rates are {', '.join(map(str, self.lrs)) or 'missing'}, must be above 0")
+            raise XCiTError(f"learning rates are {', '.join(map(str, self.lrs)) or 'missing'}, must all be above 0")
         check_class_weights(self.class_weights, 0)
         if len(set(self.lrs)) < len(self.lrs):
-            raise XCiTError(f"learning rates are {', '.join(map(str, self.lrs))}, must differ")
+            raise XCiTError(f"learning rates are {', '.join(map(str, self.lrs))}, must all be different")
 
     @property
     def optimizer(self) -> OptimizerConfig:

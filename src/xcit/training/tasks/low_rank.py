@@ -58,9 +58,7 @@ def check_lora(config: LoRAConfig, initialize: InitializeConfig, run: RunConfig)
     if not initialize.weights:
         raise XCiTError("lora.rank adapts a trained model: set initialize.weights to the weights of that model")
     if initialize.stem:
-        raise XCiTError(
-            "lora.rank does not change the model's own weights, such as the stem: do not set initialize.stem"
-        )
+        raise XCiTError("lora.rank freezes all weights except the head, so also the stem: do not set initialize.stem")
     if run.parallel == "fsdp2":
         raise XCiTError(
             "lora.rank can't be combined with run.parallel fsdp2: use ddp, because adapters are too small to be sharded"

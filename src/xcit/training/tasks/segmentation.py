@@ -298,7 +298,7 @@ def pixel_loss(logits: Tensor, labels: Tensor, *, weights: Tensor | None = None,
     """Computes the cross-entropy or focal loss of logits (B, K, H, W) for labels (B, H, W), averaged over all pixels.
 
     loss = sum over pixels of weights[c] (1 - p)^gamma (-log p) / (B H W), where c is the true class of a pixel, and p
-    the probability of class c. Unlabelled pixels add nothing to the sum, but they are counted in B H W. As in the
+    is the probability of class c. Unlabelled pixels add nothing to the sum, but they are counted in B H W. As in the
     training of the published models, the sum is divided by B H W, and not by the sum of the pixels' weights.
     """
     logits, labels = logits.float(), labels.long()
