@@ -155,7 +155,7 @@ ONE_LINE = [
     (f"train {PICO} --out run --data nowhere", "run already contains a run: resume it, or"),
     ("train run/config.yaml --out none --resume nowhere.pt", "nowhere.pt: no such checkpoint"),
     ("train run/config.yaml --out none --resume empty", "empty/last.pt: no such checkpoint"),
-    ("train run/config.yaml --resume file", "run contains another run than that of file: choose another folder"),
+    ("train run/config.yaml --resume file", "file does not belong to the run in run: choose another folder"),
     ("train run/config.yaml --out none --resume file", "file: not a checkpoint of a run, or damaged"),
     ("train run/config.yaml --resume --model.depth 2", "run/last.pt belongs to another model: resume with the config"),
     ("train run/config.yaml --resume --run.ema_decay 0.9", "run/last.pt was written with another run.ema_decay: keep"),

@@ -188,8 +188,8 @@ def test_two_processes_learn_what_one_learns(xcit, start, options):
     ("words", "message"),
     [
         ("tiny.safetensors --data nowhere", "nowhere: no such folder"),
-        ("tiny.safetensors --data empty", "empty: no folder val in it: expected train/<class>/<image> and val/"),
-        ("tiny.safetensors --data half", "half: no folder val in it: expected train/<class>/<image> and val/<class>"),
+        ("tiny.safetensors --data empty", "empty has no folder val: expected train/<class>/<image> and val/"),
+        ("tiny.safetensors --data half", "half has no folder val: expected train/<class>/<image> and val/<class>"),
         ("tiny.safetensors --data hollow", "hollow/train: no images by class"),
         ("tiny.safetensors --data wds:a.tar", "wds:a.tar: a stream can't be used here"),
         ("bare.safetensors --data data", "bare.safetensors: the file does not say how to prepare images; give the"),
@@ -232,7 +232,7 @@ def test_a_mistake_is_told_in_one_line(xcit, verb, words, message):
             "linear tiny.safetensors --data data",
             "data has 21 training images, fewer than a batch of 1024: choose a smaller",
         ),
-        ("linear tiny.safetensors --data data --lr 0", "learning rates are 0.0, must be above 0"),
+        ("linear tiny.safetensors --data data --lr 0", "learning rates are 0.0, must all be above 0"),
     ],
 )
 def test_a_mistake_of_one_verb(xcit, words, message):

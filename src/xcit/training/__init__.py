@@ -1,1 +1,1 @@
-"""Training: `run.py` starts a run, `engine/` has the training loop, `tasks/` the tasks, and `recipes/` the configs."""
+"""Training: `run.py` starts a run. The training loop is in `engine/`, tasks are in `tasks/`, configs in `recipes/`."""

@@ -52,7 +52,10 @@ class RunDisplay:
         self._say(line)
 
     def report(self, progress: "Progress") -> None:
-        """Redraws the panel, and prints a line for each finished epoch, after the evaluation if the epoch has one."""
+        """Redraws the panel, and prints a line for each finished epoch.
+
+        If the epoch is evaluated, the line is printed after the evaluation.
+        """
         now = self._clock()
         done, total = steps_of_run(progress)
         self._first = self._first or (now, done)
@@ -86,7 +89,7 @@ def run_display(heading: str) -> Iterator[RunDisplay]:
     with Live(console=console, auto_refresh=False, transient=True, redirect_stdout=False) as live:
         yield RunDisplay(
             heading,
-            # A line on the panel's terminal must be printed above the panel, not across it.
+            # If standard output is a terminal too, lines must be printed above the panel, and not over it.
             say=say_above if sys.stdout.isatty() else tell,
             draw=lambda panel: live.update(panel, refresh=True),
         )

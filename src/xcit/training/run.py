@@ -142,7 +142,8 @@ def build_task(config: TrainingConfig, layout: Layout, *, is_new: bool = True) -
         kind.check(config)
     started_from = getattr(config, field)
     task = kind.task(config if is_new else replace(config, **{field: kind.resumed(started_from)}), layout)
-    # The config gets the original value back, because an exported adapter contains the name of its base model.
+    # The config gets the original value of the field back, because an exported adapter stores the name of its base
+    # model.
     task.config = replace(task.config, **{field: started_from})
     return task, task.config
 
@@ -169,7 +170,7 @@ def check_run(config: TrainingConfig, directory: Path, resume: str | os.PathLike
     if not checkpoint.exists():
         raise XCiTError(f"{checkpoint}: no such checkpoint to resume from")
     if last.exists() and checkpoint.parent.resolve() != directory.resolve():
-        raise XCiTError(f"{directory} contains another run than that of {checkpoint}: choose another folder")
+        raise XCiTError(f"{checkpoint} does not belong to the run in {directory}: choose another folder")
     if (checkpoint.parent / CONFIG).exists():
         own = get_recipe(str(checkpoint.parent / CONFIG))
         _check_distillation(own, checkpoint)
@@ -202,15 +203,15 @@ def _check_distillation(config: TrainingConfig, checkpoint: Path) -> None:
     if config.distillation.kind == "soft" and is_old:
         raise XCiTError(
             f"{checkpoint} belongs to a run of an older version, in which the loss of soft distillation was "
-            f"{config.model.num_classes} times as large (it was not divided by the number of classes): start a new "
-            "run, with values of temperature and alpha for the new scale"
+            f"{config.model.num_classes} times as large as now (it was not divided by the number of classes): start a "
+            "new run, with values of temperature and alpha for the new scale"
         )
 
 
 def describe_batch(config: TrainingConfig, layout: Layout) -> list[str]:
     """Returns a line about the learning rate and the division of the global batch into parts.
 
-    If the batch size is very different from the recipe's batch size, the second line is a warning.
+    If the batch size is very different from the recipe's batch size, a second line with a warning is returned too.
     """
     lines = [
         f"global batch {layout.batch_size} = {layout.world_size} process{'es' * (layout.world_size > 1)} x "
@@ -224,8 +225,8 @@ def describe_batch(config: TrainingConfig, layout: Layout) -> list[str]:
             lines.append(
                 f"warning: the recipe has learning rate {recipe.optimizer.lr:g} for a global batch of "
                 f"{recipe.run.batch_size} images, but this run has a global batch of {layout.batch_size} images: the "
-                "learning rate is not changed automatically; in proportion to the batch, it would be "
-                f"{recipe.optimizer.lr * ratio:.3g} (optimizer.lr)"
+                "learning rate is not changed automatically; if it were scaled with the batch size, it would be "
+                f"{recipe.optimizer.lr * ratio:.3g} (set it with optimizer.lr)"
             )
     return lines
 

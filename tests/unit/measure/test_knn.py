@@ -259,7 +259,7 @@ def test_what_can_t_be_measured_is_told_in_one_line(splits: Path, tiny: XCiT, tm
     assert message(tiny, str(tmp_path / "no")).startswith(f"{tmp_path}/no: no such folder")
     (tmp_path / "empty").mkdir()
     expected = "expected train/<class>/<image> and val/<class>/<image>"
-    assert message(tiny, str(tmp_path / "empty")) == f"{tmp_path}/empty: no folder val in it: {expected}, or a holdout"
+    assert message(tiny, str(tmp_path / "empty")) == f"{tmp_path}/empty has no folder val: {expected}, or a holdout"
     assert message(tiny, str(splits), dtype=torch.float64).startswith("dtype is torch.float64, must be")
     assert message(tiny, str(splits), ks=(19,)) == "k is 19, but there are only 18 training images"
     patches: Any = get_model("packaged", pretrained=True)
@@ -268,7 +268,7 @@ def test_what_can_t_be_measured_is_told_in_one_line(splits: Path, tiny: XCiT, tm
     tiny.info = None
     assert message(tiny, str(splits)).startswith("the model has no preprocessing")
     (splits / "val").rename(tmp_path / "val")
-    assert message(tiny, str(splits)) == f"{splits}: no folder val in it: {expected}, or a holdout"
+    assert message(tiny, str(splits)) == f"{splits} has no folder val: {expected}, or a holdout"
     for name in ("blue", "green"):
         (tmp_path / "val" / name).rename(tmp_path / "val" / f"{name}ish")
     (tmp_path / "val").rename(splits / "val")

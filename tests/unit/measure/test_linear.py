@@ -156,9 +156,9 @@ def test_what_can_t_be_trained_is_told_in_one_line(splits: Path, tiny: XCiT, tmp
         f"{splits} has 18 training images, fewer than a batch of 19: choose a smaller batch"
     )
     assert message(class_weights=(1.0, 2.0)) == "2 class_weights for 3 classes: give one for each"
-    assert message(lrs=(-1.0,)) == "learning rates are -1.0, must be above 0"
+    assert message(lrs=(-1.0,)) == "learning rates are -1.0, must all be above 0"
     assert message(data=tmp_path / "no").startswith(f"{tmp_path}/no: no such folder")
-    assert message(data=splits / "train").startswith(f"{splits}/train: no folder val in it: expected train")
+    assert message(data=splits / "train").startswith(f"{splits}/train has no folder val: expected train")
     assert message(model=tmp_path / "no.pth") == f"cannot read {tmp_path}/no.pth: no such file"
     tiny.info = None
     assert message(model=tiny).startswith("the model has no preprocessing")

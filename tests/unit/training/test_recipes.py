@@ -318,8 +318,8 @@ def test_an_unknown_task_is_named(tmp_path: Path) -> None:
     with pytest.raises(XCiTError) as caught:
         get_recipe(str(path))
     assert (
-        str(caught.value)
-        == f"{path}: no task is called 'moco'; there are: classification, multi-label, dino, segmentation, detection"
+        str(caught.value) == f"{path}: no task is called 'moco'; the tasks are: "
+        "classification, multi-label, dino, segmentation, detection"
     )
 
 

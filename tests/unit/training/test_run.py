@@ -130,8 +130,8 @@ def test_a_batch_far_from_the_recipe_s_is_warned_of() -> None:
     assert lines[0] == "global batch 64 = 1 process x 1 part x 64 images, learning rate 0.001"
     assert lines[1] == (
         "warning: the recipe has learning rate 0.001 for a global batch of 1024 images, but this run has a global "
-        "batch of 64 images: the learning rate is not changed automatically; in proportion to the batch, it would be "
-        "6.25e-05 (optimizer.lr)"
+        "batch of 64 images: the learning rate is not changed automatically; if it were scaled with the batch "
+        "size, it would be 6.25e-05 (set it with optimizer.lr)"
     )
     assert len(describe_batch(NANO, Layout(batch_size=768))) == 1
 

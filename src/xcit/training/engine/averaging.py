@@ -14,7 +14,7 @@ _MUCH = 0.1
 """The user gets a warning if the share (0..1) of the initial weights in the final average is above this number."""
 
 _LITTLE = 0.01
-"""The warning suggests a decay with which the initial weights have this share (0..1) in the final average."""
+"""Share (0..1) of the initial weights in the final average, if the run uses the decay that the warning suggests."""
 
 
 def build_average(model: nn.Module, run: RunConfig, *, is_sharded: bool) -> "timm.utils.ModelEmaV3 | None":
@@ -38,10 +38,11 @@ def move_average(average: "timm.utils.ModelEmaV3", model: nn.Module, num_steps_d
 
 
 def describe_average(run: RunConfig, *, num_steps: int, num_epochs: int) -> list[str]:
-    """Returns a message for the user if the average contains a large share of the initial weights for many steps.
+    """Returns a message for the user if the initial weights keep a large share in the average for many steps.
 
-    If the share is still large at the end of the run, the message is a warning. Otherwise, if the share is above one
-    half at the first evaluation, the message says in which epoch the share falls to one half.
+    The share of the initial weights in the average decreases with each step. If the share is still large at the end of
+    the run, the message is a warning. Otherwise, if the share is above one half at the first evaluation, the message
+    says in which epoch the share falls to one half.
 
     Args:
         run: the settings of the run, with `ema_decay`.
@@ -64,7 +65,7 @@ def describe_average(run: RunConfig, *, num_steps: int, num_epochs: int) -> list
     half_life = math.log(0.5) / math.log(run.ema_decay)
     if half_life > num_steps * min(run.evaluate_every, num_epochs):
         return [
-            f"until epoch {math.ceil(half_life / num_steps)}, the figures are those of averaged weights that still "
-            f"consist mostly of the initial weights (run.ema_decay {run.ema_decay:g}); run.ema_warmup true avoids this"
+            f"until epoch {math.ceil(half_life / num_steps)}, the evaluated weights are an average that still "
+            f"consists mostly of the initial weights (run.ema_decay {run.ema_decay:g}); run.ema_warmup true avoids this"
         ]
     return []

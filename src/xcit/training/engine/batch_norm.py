@@ -1,4 +1,8 @@
-"""Batch norms in several processes: synchronised in each forward pass, or with statistics averaged after each step."""
+"""Batch norms in several processes.
+
+With `sync_batch_norm`, batch norms are synchronised in each forward pass. Otherwise, their statistics are averaged
+after each step.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -36,7 +40,10 @@ def average_statistics(model: nn.Module, reduce: Callable[[Tensor], Tensor], wor
 
 
 class _SumOverProcesses(torch.autograd.Function):
-    """Sums a tensor over all processes. The gradients are summed too, because the loss of each process uses the sum."""
+    """Sums a tensor over all processes.
+
+    The gradients are summed too, because the loss of each process depends on the sum.
+    """
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
@@ -61,7 +68,7 @@ class _CPUSyncBatchNorm(nn.BatchNorm2d):
         if not self.training:
             return super().forward(image)
         world_size = torch.distributed.get_world_size()
-        image = image.float()  # autocast is ignored: a mean of squares needs more than 16 bits
+        image = image.float()  # float32 even in autocast, because a mean of squares needs more than 16 bits
         mean = _SumOverProcesses.apply(image.mean(dim=(0, 2, 3))) / world_size
         centred = image - mean[:, None, None]
         variance = _SumOverProcesses.apply(centred.square().mean(dim=(0, 2, 3))) / world_size

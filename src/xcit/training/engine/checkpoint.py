@@ -13,7 +13,7 @@ from xcit.weights.pickles import read_pickle
 from xcit.writing import whole_file
 
 LAST, BEST = "last.pt", "best.pt"
-"""File names in a run's folder: the latest checkpoint, and the checkpoint with the best figure."""
+"""File names in a run's folder: the latest checkpoint, and the checkpoint with the best evaluation result."""
 
 
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:
@@ -47,7 +47,7 @@ def keep_checkpoint(path: Path, name: str) -> None:
 
 
 def keep_latest(path: Path, num_steps_done: int, num_kept: int) -> None:
-    """Stores a checkpoint as `step-<finished steps>.pt`, and deletes all of these files except the last `num_kept`."""
+    """Stores a checkpoint as `step-<finished steps>.pt`, and deletes all such files except the latest `num_kept`."""
     keep_checkpoint(path, f"step-{num_steps_done:08d}.pt")
     for old in sorted(path.parent.glob("step-*.pt"))[:-num_kept]:
         old.unlink(missing_ok=True)

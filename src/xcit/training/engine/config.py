@@ -114,15 +114,15 @@ class RunConfig:
         parallel: how several processes train one model. "ddp": each process has a copy. "fsdp2": the weights are
             sharded.
         sync_batch_norm: whether batch norms compute their statistics over the images of all processes. Otherwise each
-            process uses only its own images. In both cases, only the images of the current forward pass count.
-        grad_checkpointing: recompute activations in the backward pass. A step then needs less memory, but takes a third
-            longer.
+            process uses only its own images. In both cases, only the images of the current forward pass are used.
+        grad_checkpointing: recompute activations in the backward pass. A step then needs less memory, but about a third
+            more time.
         compile: compile the model with torch.compile.
         ema_decay: decay of the moving average of the weights; 0 means no average. If there is an average, it is
             evaluated and exported instead of the trained weights.
         ema_warmup: let the decay rise to `ema_decay`. At step t, counted from 1, the decay is 1 - t^(-2/3), but at most
             `ema_decay`. So the average contains nothing of the initial weights from the first step on. Without the
-            warm-up, as in the authors' runs, the initial weights still have a share of 5% after about
+            warm-up, as in the authors' runs, the initial weights are still 5% of the average after about
             3 / (1 - ema_decay) steps.
         num_workers: number of processes that read data, for each training process; with 0 the training process itself
             reads data.

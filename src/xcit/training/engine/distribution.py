@@ -131,7 +131,7 @@ class Processes:
     def accumulating(self, model: nn.Module, *, last: bool) -> Iterator[None]:
         """Returns a context for the forward and backward pass of one part of a batch (see `Layout`).
 
-        Gradients are synchronised among the processes only if this is the last part.
+        Gradients are synchronised among the processes only in the last part of each process.
         """
         if self.is_sharded:
             model.set_requires_gradient_sync(last)  # type: ignore[operator]
@@ -181,7 +181,7 @@ class Processes:
         return total
 
     def gather(self, lines: list[str]) -> list[str]:
-        """Returns the lines of all processes, in the order of the processes."""
+        """Returns the `lines` that all processes passed, in the order of the processes."""
         if self.layout.world_size == 1:
             return lines
         gathered: list[list[str]] = [[]] * self.layout.world_size

@@ -333,8 +333,8 @@ class _Loop:
         figure = figures[self.task.watch]
         if position.best is None or figure > position.best:
             position.best = figure
-            # The new `position.best` is saved only with the next checkpoint. If the run is killed before, the resumed
-            # run repeats the evaluation and writes `best.pt` again.
+            # The new `position.best` is saved only with the next checkpoint. If the run is killed before that, the
+            # resumed run repeats the evaluation and writes `best.pt` again.
             if self.processes.is_main:
                 keep_checkpoint(self.last, BEST)
             self.export(BEST_WEIGHTS)
@@ -384,9 +384,9 @@ class _Loop:
 
 
 def _set_training(model: nn.Module) -> None:
-    """Sets a model to training mode, except modules with only frozen parameters.
+    """Sets a model to training mode, except modules in which all parameters are frozen.
 
-    Such a module is set to evaluation mode. In evaluation mode, batch norms do not update their statistics.
+    These modules are set to evaluation mode. In evaluation mode, batch norms do not update their statistics.
     """
     model.train()
     for module in model.modules():

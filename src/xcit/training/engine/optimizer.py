@@ -14,8 +14,8 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     """Returns AdamW or SGD for all parameters of a model that are not frozen.
 
     Args:
-        model: the model to train. If `layer_decay` is below 1, it must have a method `group_matcher`, which gives the
-            order of the layers, as in timm's models.
+        model: the model to train. If `layer_decay` is below 1, the model must have a method `group_matcher`, which
+            gives the order of the layers, as in timm's models.
         config: the settings. If `layer_decay` is below 1, each parameter group gets a factor `lr_scale`. The schedule
             multiplies the learning rate by this factor.
 
@@ -58,7 +58,7 @@ def _tokens(model: nn.Module, config: OptimizerConfig) -> set[str]:
     if named is None:
         raise XCiTError(
             f"optimizer.undecayed is vectors_and_tokens, but a {type(model).__name__} has no method no_weight_decay, "
-            "which names the tokens: set optimizer.undecayed to vectors"
+            "which gives the names of the tokens: set optimizer.undecayed to vectors"
         )
     return set(named())
 

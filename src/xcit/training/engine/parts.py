@@ -23,7 +23,7 @@ class EpochParts:
     """
 
     def __init__(self, task: Task, layout: Layout, signals: StopSignals, *, epoch: int, first_step: int) -> None:
-        """Starts at step `first_step` of epoch `epoch`. Both are counted from 0."""
+        """Starts to read at step `first_step` of epoch `epoch`. Both are counted from 0."""
         self._task, self._layout, self._signals = task, layout, signals
         self._epoch, self._first_step = epoch, first_step
         self._num_given, self._is_reopened = 0, False

@@ -91,7 +91,9 @@ def check_tensors(own: Mapping[str, Tensor], theirs: object, source: str) -> Non
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer, theirs: object, source: str) -> None:
-    """Checks that an optimiser's state in a checkpoint fits an optimiser, for each parameter group and each parameter.
+    """Checks that the state of an optimiser in a checkpoint fits the optimiser of this run.
+
+    Each parameter group and each parameter is checked.
 
     Args:
         optimizer: the optimiser of this run.
@@ -105,7 +107,7 @@ def check_optimizer(optimizer: torch.optim.Optimizer, theirs: object, source: st
     def check(condition: bool, what: str) -> None:
         if not condition:
             raise XCiTError(
-                f"{source} does not fit this run: its optimiser's state is damaged or of another kind: {what}"
+                f"{source} does not fit this run: its optimiser's state is damaged, or from another optimiser: {what}"
             )
 
     check(isinstance(theirs, dict), "it is not a dictionary")
@@ -175,7 +177,7 @@ def _is_finite(value: object) -> bool:
 def _is_alike(value: object, own: object) -> bool:
     """Returns whether a value from a checkpoint has the same type as this run's value of the same setting.
 
-    A number must be finite. A sequence must have as many numbers as this run's sequence.
+    A number must be finite. A sequence must have the same length as this run's sequence.
     """
     if isinstance(own, bool) or own is None:
         return value is None or isinstance(value, bool)

@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class Position:
-    """The position of a run: the number of finished epochs and steps, with the losses and the best figure so far.
+    """The position of a run: number of finished epochs and steps, losses, and the best evaluation result so far.
 
     A checkpoint does not need the states of random generators, because each random draw depends only on the seed, the
     position and the part of the batch.
 
     Attributes:
         epoch: index of the current epoch, counted from 0.
-        step: number of finished steps of this epoch. After the last step, it equals the number of steps per epoch. It
-            becomes 0 when the epoch has been evaluated and `epoch` increases by 1.
+        step: number of finished steps of this epoch. After the last step, `step` equals the number of steps per epoch.
+            When the epoch has been evaluated, `epoch` increases by 1, and `step` becomes 0.
         losses: sum of the losses of the finished steps of this epoch.
-        best: the best figure so far; None before the first evaluation.
+        best: the best evaluation result so far (see `Task.watch`); None before the first evaluation.
     """
 
     epoch: int = 0

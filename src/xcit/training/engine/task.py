@@ -44,7 +44,10 @@ class Layout:
         return self.batch_size // self.num_parts
 
     def part(self, turn: int) -> int:
-        """Returns the index of this process's part number `turn` of a step; `turn` is in 0..accumulation-1."""
+        """Returns the index (0..num_parts-1) of a part that this process computes.
+
+        `turn` counts the parts that this process computes in a step, from 0 to accumulation-1.
+        """
         return turn * self.world_size + self.rank
 
     def share(self, count: int) -> range:

@@ -81,5 +81,5 @@ def _load(path: Path) -> TrainingConfig:
     values = read_yaml(path)
     task = values.get("task", "classification")
     if not isinstance(task, str) or task not in TASKS:
-        raise XCiTError(f"{path}: no task is called {task!r}; there are: {', '.join(TASKS)}")
+        raise XCiTError(f"{path}: no task is called {task!r}; the tasks are: {', '.join(TASKS)}")
     return from_dict(TASKS[task].config, values, where=f"{path}: ")

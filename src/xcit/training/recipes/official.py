@@ -39,13 +39,14 @@ def official(architecture: str) -> ClassificationConfig:
     has no colour jitter.
 
     This recipe differs from the authors' training in four points. The learning rate changes at every step instead of
-    every epoch. The cosine begins after the warm-up, and not at the start of the run. The figures are those of the
-    averaged weights, while the authors evaluated the trained weights. The precision is float32, while the authors used
+    every epoch. The cosine begins after the warm-up, and not at the start of the run. The averaged weights are
+    evaluated, while the authors evaluated the trained weights. The precision is float32, while the authors used
     float16 (`--run.dtype float16`).
 
     Patch-stem surgery copies the stem of a trained model, and freezes it. The authors needed patch-stem surgery to keep
-    the training of their largest models stable. It needs a trained model of the same width and patch size. The command
-    is `xcit train xcit-large-24-p8_official_in1k --initialize.stem xcit-large-24-p8_3rdparty_in1k`.
+    the training of their largest models stable. Patch-stem surgery needs a trained model of the same width
+    and patch size. The command is
+    `xcit train xcit-large-24-p8_official_in1k --initialize.stem xcit-large-24-p8_3rdparty_in1k`.
     """
     return ClassificationConfig(
         name=f"xcit-{architecture}_official_in1k",

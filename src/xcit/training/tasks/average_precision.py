@@ -54,7 +54,10 @@ class DetectionRow(NamedTuple):
 
 
 class Precision(NamedTuple):
-    """COCO's twelve numbers for boxes and for masks, in percent. The numbers for a size without objects are NaN."""
+    """COCO's twelve numbers for boxes and for masks, in percent.
+
+    If no object has a certain size (small, medium or large), the numbers for this size are NaN.
+    """
 
     boxes: tuple[float, ...]
     masks: tuple[float, ...]
@@ -74,12 +77,14 @@ def average_precision(images: CocoImages, measured: Sequence[int], rows: Sequenc
     coco = imported("faster_coco_eval", "average precision")
     truth = coco.COCO(_truth(images, measured))
     if all(one["iscrowd"] for one in truth.dataset["annotations"]):
-        raise XCiTError(f"{images.source}: no objects in the images that could be read: there is nothing to find")
+        raise XCiTError(
+            f"{images.source}: the images that could be read have no objects, so average precision can't be computed"
+        )
     ids = {index: images.images[index].id for index in measured}
     common = [{"image_id": ids[row.image], "category_id": row.category_id, "score": row.score} for row in rows]
     found = {
         "bbox": [{**own, "bbox": list(row.box)} for own, row in zip(common, rows, strict=True)],
-        # These rows have no box, so that the size of a detection (small, medium, large) is computed from its mask.
+        # No box is passed here, so that the size (small, medium or large) of a detection is computed from its mask.
         "segm": [{**own, "segmentation": row.mask} for own, row in zip(common, rows, strict=True)],
     }
     stats = []

@@ -40,8 +40,8 @@ class ClassificationConfig:
         data: a folder or a known name (see `open_labelled_images`), or a stream (see `open_stream`).
         val_data: the validation images, if they are not in `data`. If `data` is a stream, this field is required.
         holdout: number of training images to hold out for validation. A number below 1 is a share of the images. With
-            0, the validation split is used. With null, a fifth of the images is held out if `data` is a folder without
-            a validation split.
+            0, the validation split is used. With None (null in YAML), a fifth of the images is held out if
+            `data` is a folder without a validation split.
         class_map: a file that maps the names of folders, or the labels in a list, to classes of the model (names or
             indices). It is used for `data` and `val_data` (see `read_class_map`).
         shuffle_buffer: for a stream: number of encoded images that each worker keeps in memory to shuffle them.
@@ -190,8 +190,9 @@ class ClassificationTask(TaskWithAdapters):
         problems: lines for the user about problems in the data.
 
     Raises:
-        XCiTError: if a name in the config is unknown, if the data are missing or have other classes than the model, or
-            if weights can't be loaded or do not fit. The names are checked before anything is read or downloaded.
+        XCiTError: if a name in the config is unknown, if the data are missing, if the classes of data and model
+            differ, or if weights can't be loaded or do not fit. The names are checked before anything is read or
+            downloaded.
     """
 
     watch = "top1"

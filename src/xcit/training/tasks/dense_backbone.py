@@ -26,7 +26,7 @@ def take_backbone(model: Any, source: str) -> None:
     for name in _SHAPE:
         if getattr(ours, name) != getattr(theirs, name):
             raise XCiTError(
-                f"backbone_weights: {source} does not fit: its {name} is {getattr(theirs, name)}, the model's "
-                f"{getattr(ours, name)}"
+                f"backbone_weights: {source} does not fit: its {name} is {getattr(theirs, name)}, but the "
+                f"model's is {getattr(ours, name)}"
             )
     model.backbone.load_state_dict(found.state_dict())

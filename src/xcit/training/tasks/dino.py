@@ -38,11 +38,11 @@ class TeachingConfig:
     Attributes:
         student_temperature: temperature of the student's softmax.
         teacher_temperature: temperature of the teacher's softmax; a lower temperature gives sharper targets.
-        first_teacher_temperature: temperature of the teacher's softmax in the first epoch of its warm-up.
+        first_teacher_temperature: temperature of the teacher's softmax in the first epoch of the warm-up.
         warmup_epochs: number of epochs of the warm-up, in which the teacher's temperature changes linearly to
             `teacher_temperature`; 0 means no warm-up.
-        teacher_momentum: momentum of the teacher's moving average at the first step. It rises to 1 along half a period
-            of a cosine.
+        teacher_momentum: momentum of the teacher's moving average at the first step. The momentum rises to 1 along half
+            a period of a cosine.
         center_momentum: momentum of the moving average of the centre.
         freeze_last_layer: number of epochs, at the start of the run, in which the last layer of the head is frozen.
     """

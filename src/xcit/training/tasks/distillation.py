@@ -24,15 +24,15 @@ _TIMM = "timm/"
 
 @dataclass(frozen=True, kw_only=True)
 class DistillationConfig:
-    """A teacher and its weight in the loss: loss = (1 - alpha) * label_loss + alpha * teacher_loss.
+    """A teacher, and the weight of the teacher's loss: loss = (1 - alpha) * label_loss + alpha * teacher_loss.
 
     Attributes:
         teacher: "timm/<model>" for timm's pretrained weights, or the name or file of an XCiT; "" for no teacher.
         kind: definition of `teacher_loss`. "hard": the cross-entropy against the teacher's top-1 class (DeiT, arXiv
             2012.12877, section 4). "soft": the Kullback-Leibler divergence between the probabilities of teacher and
             student, both at `temperature` T, times T^2 (arXiv 1503.02531). As in the authors' code, the divergence is
-            averaged over images and classes. So with K classes, it is 1/K of the usual divergence, which is a sum over
-            the classes.
+            averaged over images and classes. So with K classes, the result is 1/K of the usual divergence, which is a
+            sum over the classes.
         alpha: weight of `teacher_loss` in the loss, 0..1.
         temperature: temperature T of "soft". The default in the authors' code is 1; DeiT's comparison used 3.
     """
@@ -117,7 +117,7 @@ def check_teacher(config: DistillationConfig, spec: Preprocessing, num_classes: 
         classes, channels = record.config.num_classes, record.config.in_channels
     _check_channels(config.teacher, channels, spec)
     if num_classes and classes != num_classes:
-        raise XCiTError(f"distillation.teacher: {config.teacher} has {classes} classes, this run has {num_classes}")
+        raise XCiTError(f"distillation.teacher: {config.teacher} has {classes} classes, but this run has {num_classes}")
 
 
 def load_teacher(
@@ -132,7 +132,8 @@ def load_teacher(
         class_ids: the data's class names in the order of the labels, if known. The names "0", "1", ... are ignored.
 
     Raises:
-        XCiTError: if the teacher can't be loaded, does not accept the images, or has other classes.
+        XCiTError: if the teacher can't be loaded, does not accept the images, or if its classes are not those of the
+            data.
     """
     check_teacher(config, spec, num_classes)
     if _is_timms(config.teacher):
@@ -142,8 +143,8 @@ def load_teacher(
     _check_channels(config.teacher, len(own.mean), spec)
     if names and class_ids and tuple(class_ids) not in (*names, numbered_classes(num_classes)):
         raise XCiTError(
-            f"distillation.teacher: {config.teacher} has other classes than the data, or another order of the classes: "
-            f"the teacher has {some_of(map(repr, names[0]))}, the data have {some_of(map(repr, class_ids))}"
+            f"distillation.teacher: the classes of {config.teacher} and of the data differ, or have a different order: "
+            f"the teacher has {some_of(map(repr, names[0]))}, but the data have {some_of(map(repr, class_ids))}"
         )
     teacher = Teacher(model, config, own=own, given=spec)
     size = spec.image_size
@@ -212,6 +213,6 @@ def _timm_config(teacher: str) -> "PretrainedCfg":
 def _check_channels(teacher: str, channels: int, spec: Preprocessing) -> None:
     if channels != len(spec.mean):
         raise XCiTError(
-            f"distillation.teacher: {teacher} accepts images with {channels} channels, this run's images have "
+            f"distillation.teacher: {teacher} accepts images with {channels} channels, but this run's images have "
             f"{len(spec.mean)}"
         )

@@ -114,7 +114,7 @@ def _check_shape(found: XCiTConfig, model: XCiTConfig, fields: Sequence[str], wh
         if field == "patch_size" and model.stem_strides and len(found.strides) == len(model.strides):
             continue
         if theirs != ours:
-            raise XCiTError(f"{what} does not fit: its {field} is {theirs}, the model's {ours}")
+            raise XCiTError(f"{what} does not fit: its {field} is {theirs}, but the model's is {ours}")
 
 
 def _stages_to_freeze(config: InitializeConfig, model: XCiTConfig) -> set[str]:

@@ -70,8 +70,8 @@ def open_data(data: str, *, val_data: str, holdout: float | None, num_classes: i
             validation split.
         holdout: number of training images to hold out for validation. A number below 1 is a share of the images. With
             0, no image is held out. None holds out `DEFAULT_HOLDOUT` of a folder that has no validation images.
-        num_classes: number of classes, for a stream without class names or a class map with indices; 0 means the number
-            in the data.
+        num_classes: number of classes, if `data` is a stream without class names, or if the class map contains
+            indices. 0 means the number of classes in the data.
         class_map: file of a class map (see `read_class_map`) for `data` and `val_data`; "" means that the names in the
             data are the classes.
 

@@ -64,7 +64,7 @@ def open_train_and_val(
     """
     if not holdout and is_folder_without_validation(data):
         raise XCiTError(
-            f"{data}: no folder val in it: expected train/<class>/<image> and val/<class>/<image>, or a holdout"
+            f"{data} has no folder val: expected train/<class>/<image> and val/<class>/<image>, or a holdout"
         )
     if is_stream(data):
         raise XCiTError(f"{data}: a stream can't be used here; give a folder of images by class, or 'hf:NAME'")
@@ -119,8 +119,8 @@ def extract(
         images: the data set.
         spec: the preprocessing of the images.
         processes: the processes that share the work.
-        run: settings: `dtype` is the precision, `num_workers` the number of processes that read images, and
-            `batch_size` the number of images that all processes together compute at once.
+        run: settings. Only three of them are used: `dtype` (precision), `num_workers` (number of processes that read
+            images) and `batch_size` (number of images that all processes together compute at once).
         cache: folder of the cache; None means no cache. A cached file is used only if it was computed with
             the same weights, data, preprocessing and `dtype`.
         report: called with the number of images of each batch of this process.
@@ -199,7 +199,7 @@ def _compute(
 
 
 def _place(cache: Path | None, model: XCiT, images: LabelledImages, spec: Preprocessing, run: RunConfig) -> Path | None:
-    """Returns the path of the cached features; None if there is no cache, or if the images have no fingerprint.
+    """Returns the path of the cached features; None if there is no cache, or if `fingerprint` returns None.
 
     The name of the file is a hash of everything that the features depend on.
     """

@@ -41,8 +41,8 @@ class LinearConfig:
         augmented: whether to train on random crops, as published. In this case, the features are computed again in each
             epoch. Otherwise, the training images are preprocessed as in evaluation, and their features are computed
             only once, so that the run is much shorter.
-        lrs: learning rates; one classifier is trained with each. They refer to a global batch size of 256, and are
-            scaled in proportion to the run's batch size.
+        lrs: learning rates for a global batch size of 256. One classifier is trained for each learning rate. In the
+            run, each learning rate is multiplied by the run's global batch size / 256.
         epochs: number of epochs.
         class_weights: weight of each class in the loss, one number per class, as in torch's cross-entropy; if empty,
             all classes have the same weight.
@@ -61,14 +61,17 @@ class LinearConfig:
 
     def __post_init__(self) -> None:
         if not self.lrs or not all(0 < lr < float("inf") for lr in self.lrs):
-            raise XCiTError(f"learning rates are {', '.join(map(str, self.lrs)) or 'missing'}, must be above 0")
+            raise XCiTError(f"learning rates are {', '.join(map(str, self.lrs)) or 'missing'}, must all be above 0")
         check_class_weights(self.class_weights, 0)
         if len(set(self.lrs)) < len(self.lrs):
-            raise XCiTError(f"learning rates are {', '.join(map(str, self.lrs))}, must differ")
+            raise XCiTError(f"learning rates are {', '.join(map(str, self.lrs))}, must all be different")
 
     @property
     def optimizer(self) -> OptimizerConfig:
-        """The optimiser: SGD with momentum and without weight decay. Its learning rate is the highest in the config."""
+        """The optimiser: SGD with momentum and without weight decay.
+
+        Its learning rate is the highest of `lrs`, multiplied by the run's global batch size / 256.
+        """
         lr = max(self.lrs) * self.run.batch_size / LR_BATCH
         return OptimizerConfig(kind="sgd", lr=lr, momentum=0.9, weight_decay=0.0)
 

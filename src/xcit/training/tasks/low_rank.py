@@ -58,9 +58,7 @@ def check_lora(config: LoRAConfig, initialize: InitializeConfig, run: RunConfig)
     if not initialize.weights:
         raise XCiTError("lora.rank adapts a trained model: set initialize.weights to the weights of that model")
     if initialize.stem:
-        raise XCiTError(
-            "lora.rank does not change the model's own weights, such as the stem: do not set initialize.stem"
-        )
+        raise XCiTError("lora.rank freezes all weights except the head, so also the stem: do not set initialize.stem")
     if run.parallel == "fsdp2":
         raise XCiTError(
             "lora.rank can't be combined with run.parallel fsdp2: use ddp, because adapters are too small to be sharded"
@@ -99,7 +97,7 @@ def adapt(model: XCiT, config: LoRAConfig) -> XCiT:
 
 
 def adapter_folder(weights: Path) -> Path:
-    """Returns the folder for an adapter, beside the path of the weights: "best-adapter" for "best.safetensors"."""
+    """Returns the path of an adapter for the path of the weights: "best-adapter" for "best.safetensors"."""
     return weights.with_name(f"{weights.stem}-adapter")
 
 
@@ -107,7 +105,7 @@ class TaskWithAdapters(TaskWithLoader):
     """A task with a field `lora` in its config."""
 
     def export(self, model: nn.Module, path: Path) -> None:
-        """Writes the whole model to a file. If the model has adapters, writes only adapters and head, to a folder.
+        """Writes the whole model to a file. If the model has adapters, writes adapters and head to a folder instead.
 
         The folder is in PEFT's format (see `adapter_folder`).
         """

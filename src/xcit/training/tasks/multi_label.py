@@ -110,10 +110,13 @@ class MultiLabelReport:
 
 
 def average_precision_of(scores: Tensor, targets: Tensor) -> float:
-    """Computes the average precision of one class: the sum, over all thresholds, of precision times gain in recall.
+    """Computes the average precision of one class.
+
+    The scores are the thresholds, from high to low. At each threshold, the precision is multiplied by the increase in
+    recall since the previous threshold. The average precision is the sum of these products.
 
     Args:
-        scores: (N,), scores of the class for N images. There is one threshold for each different score.
+        scores: (N,), scores of the class for N images. Images with equal scores have the same threshold.
         targets: (N,), 1 for an image that has the class, otherwise 0.
 
     Returns:
@@ -182,8 +185,8 @@ class MultiLabelTask(TaskWithAdapters):
         notes: lines for the user about the data.
 
     Raises:
-        XCiTError: if the data are missing or have other classes than the model, or weights can't be loaded or do not
-            fit.
+        XCiTError: if the data are missing, if the classes of data and model differ, or if weights can't be loaded or
+            do not fit.
     """
 
     watch = "mAP"

@@ -64,7 +64,8 @@ class SegmentationConfig:
             weight.
         focal_gamma: exponent gamma of the focal loss (arXiv 1708.02002), which multiplies the loss of a pixel by
             (1 - p)^gamma. Here p is the probability of the pixel's true class. 0 means cross-entropy.
-        ignore_index: a label of pixels that count neither in the loss nor in the results, in addition to label 255.
+        ignore_index: label of pixels that are ignored in the loss and in the results; None if there is no such label.
+            Pixels with label 255 are always ignored.
         ignore_exif: whether label maps refer to the image as it is stored, without the rotation in its EXIF data.
         augmentation: augmentation of training scenes.
         optimizer: optimiser and its settings.
@@ -148,7 +149,7 @@ def report_of(
     """Computes the results from a confusion matrix (K, K) of int64 counts. The IoU of the class `ignored` is NaN."""
     counts = confusion.double()
     right, true = counts.diagonal(), counts.sum(dim=1)
-    iou = 100 * right / (true + counts.sum(dim=0) - right)  # 0 / 0 is NaN: a class that does not occur
+    iou = 100 * right / (true + counts.sum(dim=0) - right)  # a class that does not occur gives 0 / 0, which is NaN
     if ignored is not None and ignored < len(iou):
         iou[ignored] = math.nan
     return SegmentationReport(
@@ -296,7 +297,7 @@ def pixel_loss(logits: Tensor, labels: Tensor, *, weights: Tensor | None = None,
     """Computes the cross-entropy or focal loss of logits (B, K, H, W) for labels (B, H, W), averaged over all pixels.
 
     loss = sum over pixels of weights[c] (1 - p)^gamma (-log p) / (B H W), where c is the true class of a pixel, and p
-    the probability of class c. Unlabelled pixels add nothing to the sum, but they are counted in B H W. As in the
+    is the probability of class c. Unlabelled pixels add nothing to the sum, but they are counted in B H W. As in the
     training of the published models, the sum is divided by B H W, and not by the sum of the pixels' weights.
     """
     logits, labels = logits.float(), labels.long()
@@ -320,8 +321,8 @@ class SegmentationTask(TaskWithLoader):
         problems: lines for the user about problems in the data.
 
     Raises:
-        XCiTError: if the data are missing or have other classes than the model, or weights can't be loaded or do not
-            fit.
+        XCiTError: if the data are missing, if the classes of data and model differ, or if weights can't be loaded or
+            do not fit.
     """
 
     watch = "mIoU"
@@ -355,7 +356,7 @@ class SegmentationTask(TaskWithLoader):
 
     @property
     def num_steps(self) -> int:
-        """Number of optimiser steps per epoch; 0 if there are fewer scenes than in a batch."""
+        """Number of optimiser steps per epoch; 0 if there are too few scenes for one batch."""
         return (self.config.epoch_steps or self._loader.num_steps) if self._loader.num_steps else 0
 
     def train_batches(self, epoch: int, first_step: int = 0) -> Iterator[list[Tensor]]:

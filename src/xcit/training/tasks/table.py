@@ -28,9 +28,9 @@ class TaskKind:
         config: class of the task's configs.
         task: class of the task; its arguments are a config and a layout.
         first_weights: name of the config field for the initial weights; "" if there is no such field.
-        resumed: function that converts the value of this field to its value in a resumed run. The new value refers to
-            no weights, because the checkpoint contains all weights, and the file of the initial weights may no longer
-            exist.
+        resumed: function that takes the value of the field that `first_weights` names, and returns the value for a
+            resumed run. The returned value does not refer to a weights file, because the checkpoint contains all
+            weights, and the original file may no longer exist.
         images: description of the data for messages, such as "images by class".
         check: function that checks the config of a new run before anything is loaded.
         flattered: function that returns a warning if the figures will be too good, because they are measured on

@@ -69,7 +69,7 @@ def test_an_average_that_stays_the_start_is_warned_of() -> None:
 def test_figures_that_lag_behind_are_told() -> None:
     # A run of the authors' recipe has 1251 steps per epoch.
     assert describe_average(RunConfig(ema_decay=0.99996), num_steps=1251, num_epochs=400) == [
-        "until epoch 14, the figures are those of averaged weights that still consist mostly of the initial weights "
+        "until epoch 14, the evaluated weights are an average that still consists mostly of the initial weights "
         "(run.ema_decay 0.99996); run.ema_warmup true avoids this"
     ]
 

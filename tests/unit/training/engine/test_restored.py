@@ -150,6 +150,6 @@ def test_damage_is_named_and_nothing_is_taken_over(place: str, value: object, me
 def test_another_optimiser_is_told(tmp_path: Path) -> None:
     make: Callable[[], dict[str, Any]] = stepped("sgd").dump
     with pytest.raises(
-        XCiTError, match=r"last\.pt does not fit this run: its optimiser's state is damaged or of another kind"
+        XCiTError, match=r"last\.pt does not fit this run: its optimiser's state is damaged, or from another optimiser"
     ):
         new_state().load(make(), "last.pt")

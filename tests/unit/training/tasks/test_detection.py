@@ -194,7 +194,7 @@ def test_the_backbone_starts_from_a_classifier(scenes: Path, tmp_path: Path) -> 
     qkv = "blocks.1.xca.qkv.weight"
     assert torch.equal(model.get_parameter(f"backbone.xcit.{qkv}"), classifier.get_parameter(qkv))
     other = replace(config(scenes).model, backbone=replace(config(scenes).model.backbone, depth=3))
-    with pytest.raises(XCiTError, match="its depth is 2, the model's 3"):
+    with pytest.raises(XCiTError, match="its depth is 2, but the model's is 3"):
         DetectionTask(replace(with_weights, model=other))
     with pytest.raises(XCiTError, match=r"backbone_weights: .*no such file"):
         DetectionTask(replace(config(scenes), backbone_weights=str(tmp_path / "no.safetensors")))

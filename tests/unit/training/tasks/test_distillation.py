@@ -189,10 +189,10 @@ def test_timm_s_model_teaches(timms: str, tmp_path: Path) -> None:
             r"timm has no pretrained model .*; did you mean 'timm/regnety_160\.deit_in1k'",
         ),
         ("timm/@", 1000, r"timm has no pretrained model '@'; timm\.list_models\(pretrained=True\) lists all"),
-        ("timm/regnety_160.deit_in1k", 37, r"regnety_160\.deit_in1k has 1000 classes, this run has 37"),
-        ("xcit-nano-12-p16_3rdparty_in1k", 37, r"has 1000 classes, this run has 37"),
-        ("timm/xcit_nano_12_p16_224.fb_in1k", 37, r"has 1000 classes, this run has 37"),
-        (PACKAGED, 10, r"accepts images with 1 channels, this run's images have 3"),
+        ("timm/regnety_160.deit_in1k", 37, r"regnety_160\.deit_in1k has 1000 classes, but this run has 37"),
+        ("xcit-nano-12-p16_3rdparty_in1k", 37, r"has 1000 classes, but this run has 37"),
+        ("timm/xcit_nano_12_p16_224.fb_in1k", 37, r"has 1000 classes, but this run has 37"),
+        (PACKAGED, 10, r"accepts images with 1 channels, but this run's images have 3"),
         ("nowhere.pth", 3, r"nowhere\.pth: no such file"),
         ("xcit-nano-12-p16_3rdparty_in2k", 1000, r"no model is called .*; did you mean 'xcit-nano-12"),
     ],
@@ -222,7 +222,7 @@ def test_without_a_network_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> 
 def test_other_classes_or_another_order_are_refused(file: Path, timms: str, class_ids: tuple[str, ...]) -> None:
     for teacher in (str(file), timms):
         with pytest.raises(
-            XCiTError, match=r"another order of the classes: the teacher has 'bird', 'cat', 'dog', the data have '"
+            XCiTError, match=r"have a different order: the teacher has 'bird', 'cat', 'dog', but the data have '"
         ):
             load_teacher(DistillationConfig(teacher=teacher), SPEC, num_classes=3, class_ids=class_ids)
         for unknown in ((), ("0", "1", "2")):  # the data do not contain it

@@ -139,9 +139,9 @@ def test_the_stem_wins_over_the_weights(trained: XCiT, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"embed_dim": 16}, r"its embed_dim is 8, the model's 16"),
-        ({"patch_size": 8}, r"its patch_size is 4, the model's 8"),
-        ({"in_channels": 1}, r"its in_channels is 3, the model's 1"),
+        ({"embed_dim": 16}, r"its embed_dim is 8, but the model's is 16"),
+        ({"patch_size": 8}, r"its patch_size is 4, but the model's is 8"),
+        ({"in_channels": 1}, r"its in_channels is 3, but the model's is 1"),
     ],
 )
 def test_a_stem_of_another_shape_is_refused(
@@ -241,9 +241,9 @@ def test_a_model_without_class_attention_has_no_such_stages() -> None:
             {"weights": "xcit-nano-12-p16_3rdparty_in2k"},
             r"^initialize\.weights: no model .* did you mean 'xcit-nano-12",
         ),
-        ({"weights": PACKAGED}, r"its in_channels is 1, the model's 3$"),
-        ({"weights": "xcit-nano-12-p16_3rdparty_in1k"}, r"does not fit: its patch_size is 16, the model's 4$"),
-        ({"stem": "xcit-nano-12-p16_3rdparty_in1k"}, r"does not fit: its patch_size is 16, the model's 4$"),
+        ({"weights": PACKAGED}, r"its in_channels is 1, but the model's is 3$"),
+        ({"weights": "xcit-nano-12-p16_3rdparty_in1k"}, r"does not fit: its patch_size is 16, but the model's is 4$"),
+        ({"stem": "xcit-nano-12-p16_3rdparty_in1k"}, r"does not fit: its patch_size is 16, but the model's is 4$"),
     ],
 )
 def test_a_source_that_can_t_be_is_found_at_once(fields: dict[str, Any], message: str) -> None:

@@ -234,10 +234,10 @@ def test_a_config_is_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lrs", "message"),
     [
-        ((), "learning rates are missing, must be above 0"),
-        ((0.1, 0.0), "learning rates are 0.1, 0.0, must be above 0"),
-        ((float("inf"),), "learning rates are inf, must be above 0"),
-        ((0.1, 0.1), "learning rates are 0.1, 0.1, must differ"),
+        ((), "learning rates are missing, must all be above 0"),
+        ((0.1, 0.0), "learning rates are 0.1, 0.0, must all be above 0"),
+        ((float("inf"),), "learning rates are inf, must all be above 0"),
+        ((0.1, 0.1), "learning rates are 0.1, 0.1, must all be different"),
     ],
 )
 def test_learning_rates_that_are_none(lrs: tuple[float, ...], message: str) -> None:

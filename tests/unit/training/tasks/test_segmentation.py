@@ -252,7 +252,7 @@ def test_a_backbone_to_start_from(data: Path, tmp_path: Path) -> None:
         for name, value in model.backbone.state_dict(prefix="backbone.").items()
     )
     wider = replace(config.model, backbone=replace(config.model.backbone, num_heads=4))
-    with pytest.raises(XCiTError, match=r"backbone_weights: .* does not fit: its num_heads is 2, the model's 4"):
+    with pytest.raises(XCiTError, match=r"backbone_weights: .* does not fit: its num_heads is 2, but the model's is 4"):
         SegmentationTask(replace(config, model=wider, backbone_weights=str(tmp_path / "classifier.safetensors")))
     with pytest.raises(XCiTError, match=r"backbone_weights: none\.pth: no such file"):
         SegmentationTask(replace(config, backbone_weights="none.pth"))
