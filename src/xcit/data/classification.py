@@ -288,7 +288,7 @@ class _Relabelled:
 def _class_folders(
     root: Path, by_class: Mapping[str, Sequence[Path]], problems: Sequence[str], *, is_part: bool
 ) -> ImageFiles:
-    """Returns the images of class folders. If `is_part` is true (validation images), some folders may be empty."""
+    """Returns the images of class folders. If `is_part` is true, some folders may be empty, as in validation images."""
     empty = [name for name, images in by_class.items() if not images]
     if len(empty) == len(by_class):
         raise XCiTError(f"{root}: no images by class: expected a folder for each class, with images in it")

@@ -113,7 +113,7 @@ def image_folder(data: Path, source: Path, split: Split, first: Sequence[str]) -
         first: file names of the first images in the JSON file.
     """
     roots = [below_single_folders(data), data] if data.is_dir() else [source.parent, source.parent.parent]
-    # The images of `val.json` are in `val`, even if the user asks for another split.
+    # If `data` is the file `val.json`, the images are in the folder `val`, even if `split` is "train".
     own = [source.parent / source.stem] if data.is_file() else [source.parent]
     splits = [name for name in (*SPLIT_NAMES["train"], *SPLIT_NAMES["val"]) if name in source.stem.casefold()]
     if data.is_dir():
