@@ -18,7 +18,7 @@ CocoMask: TypeAlias = list[list[float]] | dict[str, Any]
 
 
 FARTHEST = 2**18
-"""The largest accepted absolute value of a polygon's coordinates, and of the height and width of an image, in pixels."""
+"""The largest accepted absolute value of a polygon's coordinates, and of an image's height and width, in pixels."""
 
 _LONGEST_OUTLINE = 5_000_000
 """The largest accepted number of pixels on the outline of a polygon.

@@ -122,7 +122,7 @@ def image_folder(data: Path, source: Path, split: Split, first: Sequence[str]) -
         *own,
         *(root / place.format(split=name) for name in splits or [split] for root in roots for place in _IMAGE_FOLDERS),
     ]
-    # The second pass ignores the folders in a file name, because they may be from another machine.
+    # The second pass ignores the folders in a file name, because these folders may exist only on another machine.
     for whole in (True, False):
         for place in places:
             if any(is_file(place / (name if whole else Path(name).name)) for name in first):

@@ -338,7 +338,7 @@ def _file_of(image: Any, name: str) -> bytes:
     if data is not None:
         return data
     path = image["path"]
-    # In fsspec, "::" chains protocols, and a chain could read a file from anywhere.
+    # In fsspec, "::" chains protocols. A path with "::" is not accepted, because it could refer to any file or URL.
     if path is None or "::" in path or ("://" in path and not path.startswith("hf://")):
         raise XCiTError(f"{name}: there is no image in this row")
     import fsspec

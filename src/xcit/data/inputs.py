@@ -1,4 +1,4 @@
-"""Finds the images that a user names: files, folders and patterns, lists, URLs, tar shards, Parquet, data sets."""
+"""Finds the images that a user names: files, folders and patterns, lists, URLs, tar shards, Parquet files, data sets."""
 
 import glob
 import hashlib
@@ -207,7 +207,7 @@ def _listed(words: Sequence[str | os.PathLike[str]]) -> Iterator[tuple[str, bool
 def _find(
     word: str, is_listed: bool, split: Split, unit_size: int, passed_by: PassedBy
 ) -> Iterator[tuple[str, Input | Unit]]:
-    """Yields pairs of a key and an image or unit that a word names.
+    """Yields the images and units that a word names, each as a pair of a key and the image or unit.
 
     The key of an image is its absolute path or its URL. The key of a unit is "". A word from a list is not treated as a
     pattern.

@@ -21,7 +21,7 @@ _WAITS = (0, 1, 2, 4, 8, 16)
 _BUFFER_BYTES = 1 << 20
 
 MOST_BYTES = 1 << 30
-"""The largest number of bytes of a file that is read as a whole."""
+"""The largest accepted size of a file that is read as a whole, in bytes."""
 
 _MISUSE = (TypeError, ValueError, KeyError, AttributeError, NotImplementedError, ImportError)
 """Errors that a protocol's library raises for an invalid URL; another attempt would fail too."""
@@ -170,8 +170,9 @@ class _Body(io.RawIOBase):
             start += skipped
 
     def _open_answer(self) -> tuple[str | None, int]:
-        """Opens the file as one streamed HTTP response, from the current position if the server supports this.
+        """Opens the file as one streamed HTTP response.
 
+        The response begins at the current position if the server supports this, otherwise at the start of the file.
         Requests of single blocks would be slower, and not every server supports them.
 
         Returns:

@@ -224,10 +224,10 @@ def _times_even(shares: Cells) -> Cells:
 
 
 def _top(times_even: Cells) -> float:
-    """Returns the value that gets the brightest colour: the quantile `_BRIGHTEST` of the values, or 1 if it is larger.
+    """Returns the value that gets the brightest colour: the quantile `_BRIGHTEST` of the values, with a minimum of 1.
 
-    A value of 1 is the share of a token in an even distribution. With a smaller quantile, small differences between
-    small shares would look large. If all values are below 1, the function returns the largest value.
+    A value of 1 is the share of a token in an even distribution. Without this minimum, small differences between small
+    shares would look large. If all values are below 1, the function returns the largest value, without the minimum.
     """
     highest = float(np.nanmax(times_even))
     top = max(float(np.nanquantile(times_even, _BRIGHTEST)), 1.0)

@@ -12,9 +12,9 @@ Kind = TypeVar("Kind", bound=np.generic)
 
 
 def largest_cells(maps: Cells, share: float) -> Mask:
-    """Selects the cells with the largest values in each map, as for DINO's pictures.
+    """Selects the cells with the largest values in each map, as DINO does for its pictures.
 
-    The smallest number of cells is selected for which the sum of the cells is at least `share` of the map's sum.
+    The sum of the selected cells is at least `share` times the sum of the map, with as few cells as possible.
 
     Args:
         maps: (..., H, W), values of at least 0, or NaN. Cells with NaN are never selected.

@@ -205,7 +205,7 @@ def _default_cfg(name: str) -> DefaultCfg:
 def _data_cfg(name: str, in_channels: int) -> dict[str, Any]:
     """Returns `pretrained_cfg` of a model for images with `in_channels` channels.
 
-    If the default config has another number of channels, mean and std are averaged over its channels.
+    If the default config has another number of channels, mean and std are replaced by their averages over the channels.
     """
     cfg = default_cfgs[name].default.to_dict()
     if cfg["input_size"][0] != in_channels:
