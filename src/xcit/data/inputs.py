@@ -1,4 +1,4 @@
-"""Finds the images that a user names: files, folders and patterns, lists, URLs, tar shards, Parquet files, data sets."""
+"""Finds the images that a user names: files, folders, patterns, lists, URLs, tar shards, Parquet files, data sets."""
 
 import glob
 import hashlib

@@ -149,7 +149,7 @@ def read_list(path: Path, place: Path, classes: Sequence[str]) -> ListedImages:
     problems = [
         f"{path}: {len(names)} {what}: {some_of(names)}"
         for what, names in (
-            (f"entries left out, because no image or several images in {place} have this name", absent),
+            (f"entries left out, because their name matches no image or several images in {place}", absent),
             (
                 f"images of {place} left out, because they are not in the list",
                 [p.name for p in found if p not in items],

@@ -101,7 +101,7 @@ class XCiTBackbone(nn.Module):
         return self
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Maps normalised images (B, in_channels, h, w) to one tensor per block, in ascending order of the blocks."""
+        """Maps normalised images (B, in_channels, h, w) to a tensor per block in `out_indices`, in ascending order."""
         features = self.xcit.extract_feat(images, "backbone", out_type=self.out_type, out_indices=self.out_indices)
         assert isinstance(features, tuple)
         return features
