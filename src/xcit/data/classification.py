@@ -23,7 +23,7 @@ KNOWN_DATA = (
 )
 
 GROUND_TRUTH_FILES = ("val.txt", "ILSVRC2012_val.txt", "LOC_val_solution.csv")
-"""Possible names of the file with the labels of ImageNet's validation images, if these are not in class folders.
+"""Possible names of the file with the labels of ImageNet's validation images, if the images have no class folders.
 
 Each line of the file has the name of an image and a class, which is an index or a wnid (WordNet id, such as n01440764).
 `LOC_val_solution.csv` is Kaggle's table of these labels.
