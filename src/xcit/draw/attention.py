@@ -73,7 +73,7 @@ def draw_class_attention(
         path: path of the PNG file to write.
         title: title of the picture.
         threshold: if not None, only the cells with the largest values are shown in each map. Together, these cells have
-            this share of the map's sum.
+            at least this share of the map's sum.
     """
     require_matplotlib()
     from matplotlib import colormaps
@@ -114,7 +114,7 @@ def overlay_mean(
         heads: (M, H, W), the attention of each of M heads over H x W patches.
         patch_size: distance between neighbouring cells, in pixels.
         threshold: if not None, only the cells with the largest values of the mean are coloured. Together, these cells
-            have this share of the mean's sum. At all other cells, the picture shows the image, darkened.
+            have at least this share of the mean's sum. At all other cells, the picture shows the image, darkened.
 
     Raises:
         XCiTError: if matplotlib is missing, or the threshold is out of range.
