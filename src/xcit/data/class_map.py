@@ -16,7 +16,7 @@ _HEADS = (
     frozenset({"name", "folder", "label", "class", "id", "wnid", "from", "data"}),
     frozenset({"class", "class_name", "index", "label", "model", "name", "number", "target", "to"}),
 )
-"""Accepted names of the first and of the second column. If the first line consists of these names, it is a header."""
+"""Accepted names of the first column and of the second column. If the first line has two such names, it is a header."""
 
 _SHOWN = 3
 
@@ -27,7 +27,7 @@ class ClassMap:
 
     Attributes:
         source: path of the class map file.
-        class_of: maps each name in the data set to the name of a class, or to the index of a class as text ("7").
+        class_of: maps each name in the data set to a class: a class name, or a class index written as text ("7").
     """
 
     source: str
@@ -36,11 +36,11 @@ class ClassMap:
     def apply(self, images: LabelledImages) -> LabelledImages:
         """Returns the images with the classes of the class map. Several names in the data set may have the same class.
 
-        The result contains only classes that have images. These classes are in the order of the file, or in numerical
-        order if all of them are numbers.
+        The result contains only classes that have images. These classes are in the order of the class map, or in
+        numerical order if all class names are numbers.
 
         Raises:
-            XCiTError: if the class map does not contain a name in the data set.
+            XCiTError: if a name in the data set is missing in the class map.
         """
         absent = [name for name in images.class_ids if name not in self.class_of]
         if absent:
@@ -93,12 +93,12 @@ def numbered(images: LabelledImages, num_classes: int, where: str) -> LabelledIm
     """Uses the class names as labels if all class names are numbers; otherwise, returns the images unchanged.
 
     Args:
-        images: images with the classes of a class map.
+        images: images to which a class map was applied.
         num_classes: number of classes of the model. If 0, the largest class number plus one is used.
         where: path of the class map; error messages begin with this path.
 
     Raises:
-        XCiTError: if a class number is not below the number of classes.
+        XCiTError: if a class number is too large for the number of classes.
     """
     if not all(map(is_number, images.class_ids)):
         return images

@@ -23,7 +23,7 @@ KNOWN_DATA = (
 )
 
 GROUND_TRUTH_FILES = ("val.txt", "ILSVRC2012_val.txt", "LOC_val_solution.csv")
-"""Possible names of the file with the labels of ImageNet's validation images, if these are not in class folders.
+"""Possible names of the file with the labels of ImageNet's validation images, if the images have no class folders.
 
 Each line of the file has the name of an image and a class, which is an index or a wnid (WordNet id, such as n01440764).
 `LOC_val_solution.csv` is Kaggle's table of these labels.
@@ -288,7 +288,7 @@ class _Relabelled:
 def _class_folders(
     root: Path, by_class: Mapping[str, Sequence[Path]], problems: Sequence[str], *, is_part: bool
 ) -> ImageFiles:
-    """Returns the images of class folders. If `is_part` is true (validation images), some folders may be empty."""
+    """Returns the images of class folders. If `is_part` is true, some folders may be empty, as in validation images."""
     empty = [name for name, images in by_class.items() if not images]
     if len(empty) == len(by_class):
         raise XCiTError(f"{root}: no images by class: expected a folder for each class, with images in it")

@@ -147,7 +147,7 @@ def read_categories(entries: Sequence[Any], source: Path, ids: Ids) -> tuple[tup
 
 
 def unused_parent(categories: Sequence[Any], index_of: Mapping[int, int], ids: Ids) -> int | None:
-    """Returns the label of the first category if it has the id 0 and is the supercategory of all other categories.
+    """Returns the label of the first category if this category has the id 0 and is the supercategory of all others.
 
     Otherwise, returns None.
     """

@@ -18,10 +18,13 @@ CocoMask: TypeAlias = list[list[float]] | dict[str, Any]
 
 
 FARTHEST = 2**18
-"""The largest absolute value of a polygon's coordinates, and the longest side of an image, in pixels."""
+"""The largest accepted absolute value of a polygon's coordinates, and of an image's height and width, in pixels."""
 
 _LONGEST_OUTLINE = 5_000_000
-"""The largest number of pixels on the outline of a polygon. COCO's code stores five points per pixel of the outline."""
+"""The largest accepted number of pixels on the outline of a polygon.
+
+COCO's code stores five points per pixel of the outline, so a longer outline would need too much memory.
+"""
 
 _LETTERS_A_COUNT = 7
 """The largest number of characters of one count in packed RLE: a count has 32 bits, and a character stores 5 bits."""
@@ -117,7 +120,7 @@ def to_rle(segmentation: CocoMask, size: tuple[int, int]) -> dict[str, Any]:
     if isinstance(segmentation, list):
         rle: dict[str, Any] = api.merge(api.frPyObjects(segmentation, height, width))
     else:
-        # `size` is used instead of the size in the file, which may consist of floats.
+        # The size stated in the file is not used, because its numbers may be floats.
         rle = {"size": [height, width], "counts": segmentation["counts"]}
         if isinstance(rle["counts"], list):
             rle = api.frPyObjects(rle, height, width)
@@ -146,7 +149,8 @@ def _polygons_problem(polygons: list[object]) -> str:
             return "a polygon is not a list of numbers"
         if len(polygon) < 6 or len(polygon) % 2:
             return f"a polygon of {len(polygon)} numbers: it needs three or more points of two numbers each"
-        # Values are compared, because `math.isfinite` raises an error for integers that are larger than any float.
+        # The values are compared with infinity, because `math.isfinite` raises an error for integers that are too large
+        # for a float.
         if not all(isinstance(value, int | float) and float("-inf") < value < float("inf") for value in polygon):
             return "a polygon with a value that is not a finite number"
         if max(polygon) > FARTHEST or min(polygon) < -FARTHEST:

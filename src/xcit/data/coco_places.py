@@ -113,7 +113,7 @@ def image_folder(data: Path, source: Path, split: Split, first: Sequence[str]) -
         first: file names of the first images in the JSON file.
     """
     roots = [below_single_folders(data), data] if data.is_dir() else [source.parent, source.parent.parent]
-    # The images of `val.json` are in `val`, even if the user asks for another split.
+    # If `data` is the file `val.json`, the images are in the folder `val`, even if `split` is "train".
     own = [source.parent / source.stem] if data.is_file() else [source.parent]
     splits = [name for name in (*SPLIT_NAMES["train"], *SPLIT_NAMES["val"]) if name in source.stem.casefold()]
     if data.is_dir():
@@ -122,7 +122,7 @@ def image_folder(data: Path, source: Path, split: Split, first: Sequence[str]) -
         *own,
         *(root / place.format(split=name) for name in splits or [split] for root in roots for place in _IMAGE_FOLDERS),
     ]
-    # The second pass ignores the folders in a file name, because they may be from another machine.
+    # The second pass ignores the folders in a file name, because these folders may exist only on another machine.
     for whole in (True, False):
         for place in places:
             if any(is_file(place / (name if whole else Path(name).name)) for name in first):

@@ -28,7 +28,7 @@ _SEEN = 8
 """Pixels with a larger grey value than this belong to the garment; the grey value of the background is almost 0."""
 
 _TRIES = 10
-"""Number of sizes and positions that are tried for a garment before it is left out."""
+"""Number of attempts to place a garment, each with a new random size and position. Then the garment is left out."""
 
 Mask = NDArray[np.bool_]
 

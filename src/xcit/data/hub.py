@@ -148,7 +148,7 @@ def open_hub_images(data: str, split: Split) -> HubImages:
             is a data set of the Hub, which is downloaded; or a folder of Parquet or Arrow files; or a folder that
             `save_to_disk` has written. CONFIG is one of the configurations of the data set. The other two parameters
             are the names of the columns.
-        split: "val" is the validation split; if there is no validation split, it is the test split.
+        split: "val" is the validation split, or the test split if there is no validation split.
 
     Raises:
         XCiTError: if the data set, the split or a column is missing, a column is ambiguous, or the `datasets` library
@@ -173,10 +173,10 @@ def open_hub_stream(data: str, split: Split, num_classes: int | None) -> HubStre
     """Opens one split of a data set of the Hugging Face Hub, or of a folder of Parquet or Arrow files, as a stream.
 
     Args:
-        data: `hf-stream:NAME`, with the same parameters as in `open_hub_images`. NAME is a data set of the Hub, which
-            is read over the network and not stored; or a folder that `open_hub_images` can open, which is not copied to
-            the cache. `data` may end in `#COUNT`, the number of images. `#COUNT` is needed if the data do not contain
-            the number of images.
+        data: `hf-stream:NAME`, with the same parameters as in `open_hub_images`. NAME is a data set of the Hub, or a
+            folder that `open_hub_images` can open. A data set of the Hub is read over the network and not stored. A
+            folder is not copied to the cache. `data` may end in `#COUNT`, the number of images. `#COUNT` is needed if
+            the data do not contain the number of images.
         split: see `open_hub_images`.
         num_classes: number of classes; needed if the labels are numbers and the classes have no names.
 
@@ -338,7 +338,7 @@ def _file_of(image: Any, name: str) -> bytes:
     if data is not None:
         return data
     path = image["path"]
-    # In fsspec, "::" chains protocols, and a chain could read a file from anywhere.
+    # In fsspec, "::" chains protocols. A path with "::" is not accepted, because it could refer to any file or URL.
     if path is None or "::" in path or ("://" in path and not path.startswith("hf://")):
         raise XCiTError(f"{name}: there is no image in this row")
     import fsspec

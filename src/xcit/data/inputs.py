@@ -1,4 +1,4 @@
-"""Finds the images that a user names: files, folders and patterns, lists, URLs, tar shards, Parquet, data sets."""
+"""Finds the images that a user names: files, folders, patterns, lists, URLs, tar shards, Parquet files, data sets."""
 
 import glob
 import hashlib
@@ -142,9 +142,9 @@ def open_inputs(words: Sequence[str | os.PathLike[str]], *, split: Split = "val"
             - A file, a folder or a pattern, see `find_images`.
             - `@FILE`: a list, where FILE is a path or a URL. Each line is one of the items listed here, but not a
               pattern and not another list. Paths are relative to the current folder.
-            - A URL of an image, with any protocol that fsspec supports. If the protocol can list files, a URL that ends
-              in `/` is a folder and stands for all images below it, and a URL with `*` is a pattern and stands for all
-              files that match it.
+            - A URL of an image, with any protocol that fsspec supports. If the protocol can list files, two more forms
+              of URL are possible. A URL that ends in `/` stands for all images in this folder and its subfolders. A
+              URL with `*` is a pattern, and stands for all files that match the pattern.
             - A `.tar`, `.tar.gz` or `.tgz` file or its URL, or `wds:PATTERN` (see `list_shards`). All images in the
               tar files are used, with or without labels.
             - A `.parquet` file or its URL, see `read_parquet`.
@@ -157,7 +157,7 @@ def open_inputs(words: Sequence[str | os.PathLike[str]], *, split: Split = "val"
         XCiTError: if one of the inputs can't be found.
     """
     units: list[Unit] = []
-    files: dict[str, Input] = {}  # images that are not in a unit yet, by absolute path or URL
+    files: dict[str, Input] = {}  # maps paths or URLs to the images that are not in a unit yet
 
     def finish() -> None:
         items = list(files.items())
@@ -207,7 +207,7 @@ def _listed(words: Sequence[str | os.PathLike[str]]) -> Iterator[tuple[str, bool
 def _find(
     word: str, is_listed: bool, split: Split, unit_size: int, passed_by: PassedBy
 ) -> Iterator[tuple[str, Input | Unit]]:
-    """Yields pairs of a key and an image or unit that a word names.
+    """Yields the images and units that a word names, each as a pair of a key and the image or unit.
 
     The key of an image is its absolute path or its URL. The key of a unit is "". A word from a list is not treated as a
     pattern.

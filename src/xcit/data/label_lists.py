@@ -109,15 +109,15 @@ def read_list(path: Path, place: Path, classes: Sequence[str]) -> ListedImages:
     If a list has two columns, these columns may have any names. If it has more columns, the names must show which
     column has the files and which column has the classes.
 
-    A file name may omit the folders or the suffix if it is still unambiguous. A class is a name or a number. If
-    `classes` is not empty, a number is an index in `classes`, from 0.
+    A file name may omit the folders or the suffix if only one image matches the shorter name. A class is a name or a
+    number. If `classes` is not empty, a number is an index in `classes`, from 0.
 
     Args:
         path: a CSV file, with or without a header line; or a text file, where each line has a file name, white space
             and a class.
         place: the folder of the images.
-        classes: the class names in the order of the labels. If empty, the classes are those in the list: names in
-            alphabetical order, or numbers in numerical order.
+        classes: the class names in the order of the labels. If empty, the classes are taken from the list:
+            names in alphabetical order, or numbers in numerical order.
 
     Raises:
         XCiTError: if a line or a class is invalid, the columns are ambiguous, or none of the images exists.
@@ -149,7 +149,7 @@ def read_list(path: Path, place: Path, classes: Sequence[str]) -> ListedImages:
     problems = [
         f"{path}: {len(names)} {what}: {some_of(names)}"
         for what, names in (
-            (f"entries left out, because no image or several images in {place} have this name", absent),
+            (f"entries left out, because their name matches no image or several images in {place}", absent),
             (
                 f"images of {place} left out, because they are not in the list",
                 [p.name for p in found if p not in items],
@@ -239,7 +239,7 @@ def _by_name(images: Sequence[Path], place: Path) -> dict[str, Path | None]:
         keys.add(f"{place.name}/{below.as_posix()}")
         for key in keys:
             found[key] = None if key in found else image
-    for image in images:  # a whole relative path belongs to one image, even if it is also a name of another image
+    for image in images:  # a relative path always means the image at this path, never another image of this name
         found[image.relative_to(place).as_posix()] = image
     return found
 

@@ -252,7 +252,7 @@ class _PartSampler(Sampler[list[_Key]]):
             return [_Key(self.epoch, index, 0) for index in order]
         from timm.data.distributed_sampler import RepeatAugSampler
 
-        # Without `selected_round` 0, timm would round an epoch down to a multiple of 256 images.
+        # By default, timm rounds the length of an epoch down to a multiple of 256 images; `selected_round=0` does not.
         sampler = RepeatAugSampler(
             range(self.num_images), num_replicas=1, rank=0, num_repeats=self.config.num_repeats, selected_round=0
         )
@@ -260,9 +260,10 @@ class _PartSampler(Sampler[list[_Key]]):
         return [_Key(self.epoch, index, place % self.config.num_repeats) for place, index in enumerate(sampler)]
 
     def _grouped(self, order: Sequence[int], groups: Sequence[int]) -> list[int]:
-        """Reorders images so that all images of a part are in the same group.
+        """Reorders images so that each part contains images of one group only. Returns indices of images.
 
-        Only the last parts may have images of several groups: the images that did not fill a part of one group.
+        The exception is the last parts. They are made of the images that remain because their group had too few images
+        left to fill another part. If these images do not fill the last part, the last part is left out.
         """
         size, parts = self.config.batch_size // self.config.num_parts, list[list[int]]()
         waiting: dict[int, list[int]] = {}
@@ -289,7 +290,7 @@ class TrainLoader(Generic[Images]):
         images: the images to load.
         transform: a transform from an image to a tensor or to a list of crops.
         config: settings of the loader.
-        groups: the group number of each image. If given, all images of a part are in the same group, except in the last
+        groups: the group number of each image. If given, each part contains images of one group only, except the last
             parts of an epoch.
         collate_fn: the function that makes a batch from a list of samples.
 

@@ -63,8 +63,8 @@ def open_multi_label(data: str, split: Split, *, class_ids: tuple[str, ...] = ()
             separated by spaces. If there are more columns, each further column is a class, with 1 for images that have
             the class and 0 for all other images.
         split: the split to open; "val" is the split for evaluation.
-        class_ids: the class names of a model or of another split, in the order of the logits. If empty, the classes are
-            in the order of the columns; if there are two columns, they are in alphabetical order.
+        class_ids: the class names of a model or of another split, in the order of the logits. If empty, the
+            classes have the order of the columns, or alphabetical order if the file has two columns.
 
     Raises:
         XCiTError: if the CSV file does not exist, a line is invalid, an image is missing, or a class is not in
@@ -98,7 +98,7 @@ def open_multi_label(data: str, split: Split, *, class_ids: tuple[str, ...] = ()
 
 
 def _read(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """Returns the names of the columns, and the number and cells of each line that is not empty."""
+    """Returns the column names; and for each line that is not empty, the line number and the cells."""
     try:
         with regular(path).open(encoding="utf-8-sig", newline="") as file:
             lines = list(enumerate(csv.reader(file), start=1))
@@ -117,7 +117,7 @@ def _read(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
 
 
 def _by_column(path: Path, head: list[str], rows: list[tuple[int, list[str]]]) -> list[tuple[int, list[str]]]:
-    """Returns the number and the class names of each line. The class names are the columns with a 1 in this line."""
+    """Returns the line number and the class names of each line. The classes are the columns with a 1 in the line."""
     for number, row in rows:
         for name, cell in zip(head[1:], row[1:], strict=True):
             if cell not in _BITS:

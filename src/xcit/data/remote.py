@@ -21,7 +21,7 @@ _WAITS = (0, 1, 2, 4, 8, 16)
 _BUFFER_BYTES = 1 << 20
 
 MOST_BYTES = 1 << 30
-"""The largest number of bytes of a file that is read as a whole."""
+"""The largest accepted size of a file that is read as a whole, in bytes."""
 
 _MISUSE = (TypeError, ValueError, KeyError, AttributeError, NotImplementedError, ImportError)
 """Errors that a protocol's library raises for an invalid URL; another attempt would fail too."""
@@ -41,7 +41,7 @@ def open_url(url: str, *, waits: Sequence[int] = _WAITS) -> BinaryIO:
         url: a URL that begins with `https://`, `s3://`, `gs://`, `hf://` or another protocol. The library that fsspec
             uses for the protocol finds credentials in its usual locations. HTTP uses the proxies in the environment
             variables.
-        waits: seconds to wait before each new attempt after a failure. There are as many new attempts as values.
+        waits: seconds to wait before each new attempt after a failure. After the last value, no new attempt is made.
 
     Raises:
         XCiTError: if the library for the protocol is missing, the server refuses the request, or all attempts fail.
@@ -170,8 +170,9 @@ class _Body(io.RawIOBase):
             start += skipped
 
     def _open_answer(self) -> tuple[str | None, int]:
-        """Opens the file as one streamed HTTP response, from the current position if the server supports this.
+        """Opens the file as one streamed HTTP response.
 
+        The response begins at the current position if the server supports this, otherwise at the start of the file.
         Requests of single blocks would be slower, and not every server supports them.
 
         Returns:
@@ -185,7 +186,7 @@ class _Body(io.RawIOBase):
         if self._position:
             headers["Range"] = f"bytes={self._position}-"
         timeout = ClientTimeout(total=None, sock_connect=_TIMEOUT_SECONDS, sock_read=_TIMEOUT_SECONDS)
-        # `size=1` is not the real size. Without it, fsspec would first request the real size.
+        # `size=1` is not the real size. Without this argument, fsspec would first request the real size.
         self._file = files.open(path, block_size=0, size=1, headers=headers, timeout=timeout)
         answer = self._file.r.headers
         is_rest = answer.get("Content-Range", "").startswith(f"bytes {self._position}-")

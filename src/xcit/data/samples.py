@@ -1,4 +1,4 @@
-"""Labelled images of a stream, which are decoded when they are needed, and functions for labels and class names."""
+"""Defines `StreamSample`, a labelled image of a stream, and functions for labels and class names."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ from xcit.errors import XCiTError
 from xcit.images.read import read_encoded_image
 
 MOST_BYTES = 2**30
-"""The largest number of bytes of an image file that is read. Without a limit, a sparse file could fill the memory."""
+"""The largest accepted size of an image file, in bytes. Without a limit, a sparse file could fill the memory."""
 
 
 @dataclass(frozen=True)

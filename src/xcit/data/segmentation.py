@@ -130,7 +130,7 @@ class LabelledScenes:
         return values - np.uint8(1) if self.zero_is_ignored else values
 
     def ignoring(self, label: int | None) -> "LabelledScenes":
-        """Returns the same scenes, which also ignore the label `label`; if it is None, returns the scenes unchanged."""
+        """Returns the same scenes, in which the label `label` is also ignored; if `label` is None, changes nothing."""
         if label is None:
             return self
         return replace(self, ignored=label, is_mask=self.is_mask and label != IGNORED)

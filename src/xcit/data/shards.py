@@ -141,8 +141,8 @@ def _read_beside(shard: str, name: str) -> bytes | None:
 def _recorded_images(shards: Sequence[str]) -> int | None:
     """Returns the number of images according to files beside the shards; None if the files do not list all shards.
 
-    The file in a folder is `sizes.json`, an object that maps names of tar files to numbers of images. If it does not
-    exist, WebDataset's `index.json` is used.
+    The file in a folder of shards is `sizes.json`, an object that maps names of tar files to numbers of images. If a
+    folder has no `sizes.json`, WebDataset's `index.json` is used.
     """
     counts: dict[str, int] = {}
     folders = {shard.rpartition("/")[0]: shard for shard in shards}

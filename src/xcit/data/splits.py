@@ -84,7 +84,7 @@ def find_splits(folder: Path) -> FoundSplits:
 def below_single_folders(folder: Path, stop_at: Collection[str] = _ALL_NAMES) -> Path:
     """Descends from a folder without images into its only subfolder, repeatedly, and returns the last folder.
 
-    It does not descend into a folder that contains images or no subfolders, or that has a name in `stop_at`.
+    The function does not descend into a folder that contains images, has no subfolders, or has a name in `stop_at`.
     """
     place = folder
     while True:

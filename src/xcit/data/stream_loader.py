@@ -118,7 +118,7 @@ def _check_shards(num_shards: int, world_size: int, num_workers: int) -> None:
 
 
 class _TrainParts(IterableDataset[list[Sample[Tensor]]]):
-    """A data set of the parts of global batches that one process computes, as lists of samples.
+    """A data set that yields the parts of global batches for one process. A part is a list of samples.
 
     A process has n workers and n slots (see `StreamTrainLoader`), and each worker reads one slot. Part k of the process
     in an epoch contains images of slot k % n. torch's loader takes parts from the workers in turn. So worker i reads

@@ -59,7 +59,7 @@ def draw_class_attention(
     title: str,
     threshold: float | None = None,
 ) -> None:
-    """Draws the image, the mean of the heads' maps over the image, and each head's map.
+    """Draws the image, the picture of `overlay_mean`, and the map of each head.
 
     The colour of a cell shows the cell's share of the attention, divided by its share in an even distribution over all
     tokens. All heads share one colour bar. The mean has a colour scale of its own. The title of a map shows the number
@@ -73,7 +73,7 @@ def draw_class_attention(
         path: path of the PNG file to write.
         title: title of the picture.
         threshold: if not None, only the cells with the largest values are shown in each map. Together, these cells have
-            this share of the map's sum.
+            at least this share of the map's sum.
     """
     require_matplotlib()
     from matplotlib import colormaps
@@ -107,14 +107,14 @@ def draw_class_attention(
 def overlay_mean(
     image: NDArray[np.uint8], heads: Cells, patch_size: int, *, threshold: float | None = None
 ) -> Image.Image:
-    """Returns the mean of the heads' maps in colour over the image in grey.
+    """Returns a picture of the image in grey, with the mean of all heads' maps in colour on top.
 
     Args:
         image: uint8 (h, w, 3).
         heads: (M, H, W), the attention of each of M heads over H x W patches.
         patch_size: distance between neighbouring cells, in pixels.
         threshold: if not None, only the cells with the largest values of the mean are coloured. Together, these cells
-            have this share of the mean's sum. The image is darker at all other cells.
+            have at least this share of the mean's sum. At all other cells, the picture shows the image, darkened.
 
     Raises:
         XCiTError: if matplotlib is missing, or the threshold is out of range.
@@ -224,10 +224,10 @@ def _times_even(shares: Cells) -> Cells:
 
 
 def _top(times_even: Cells) -> float:
-    """Returns the value that gets the brightest colour: the quantile `_BRIGHTEST` of the values, but at least 1.
+    """Returns the value that gets the brightest colour: the quantile `_BRIGHTEST` of the values, with a minimum of 1.
 
     A value of 1 is the share of a token in an even distribution. Without this minimum, small differences between small
-    shares would look large. If all values are below 1, the largest value gets the brightest colour.
+    shares would look large. If all values are below 1, the function returns the largest value, without the minimum.
     """
     highest = float(np.nanmax(times_even))
     top = max(float(np.nanquantile(times_even, _BRIGHTEST)), 1.0)
@@ -237,8 +237,8 @@ def _top(times_even: Cells) -> float:
 def _grid(num_panels: int, aspect: float) -> "tuple[Figure, list[Axes], Axes]":
     """Creates a figure with equal panels, row by row, and axes for a colour bar to the right of the panels.
 
-    The positions are computed here, in inches, because matplotlib's layout engines would take more time than all the
-    drawing. `aspect` is the width of a panel divided by its height.
+    The positions are computed here, in inches, because matplotlib's layout engines would take more time than the
+    drawing itself. `aspect` is the width of a panel divided by its height.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -249,7 +249,7 @@ def _grid(num_panels: int, aspect: float) -> "tuple[Figure, list[Axes], Axes]":
     aspect = min(max(aspect, 0.25), 4)
     panel_height = 2.2 / aspect**0.5
     panel_width = panel_height * aspect
-    gap, above, bar_room = 0.08, 0.26, 0.75  # in inches: between panels, a panel's title, the colour bar
+    gap, above, bar_room = 0.08, 0.26, 0.75  # inches: gap between panels, height of a title, width of the bar
     step_x, step_y = panel_width + gap, panel_height + above
     width, height = gap + num_columns * step_x + bar_room, gap + num_rows * step_y + 0.22
     figure = Figure(figsize=(width, height))

@@ -12,14 +12,16 @@ Kind = TypeVar("Kind", bound=np.generic)
 
 
 def largest_cells(maps: Cells, share: float) -> Mask:
-    """Selects as few cells of each map as possible that together have `share` of the map's sum, as in DINO's pictures.
+    """Selects the cells with the largest values in each map, as DINO does for its pictures.
+
+    The sum of the selected cells is at least `share` times the sum of the map, with as few cells as possible.
 
     Args:
         maps: (..., H, W), values of at least 0, or NaN. Cells with NaN are never selected.
         share: above 0 and at most 1; DINO's videos use 0.6.
 
     Returns:
-        bool (..., H, W), true for the selected cells. If cells are equal, the earlier cells are selected first.
+        bool (..., H, W), true for the selected cells. If cells have equal values, earlier cells are selected first.
 
     Raises:
         XCiTError: if `share` is out of range.

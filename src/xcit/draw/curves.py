@@ -15,10 +15,10 @@ _STRONG, _FAINT, _OTHER = "#08519c", "#9ecae1", "#d95f02"
 """Two blues from the colour map of the confusion matrix, and an orange. They also differ when printed in grey."""
 
 _LABELS = {"top1": "top-1 (%)", "top5": "top-5 (%)"}
-"""Labels with the unit, for results with a name that does not include the unit."""
+"""Axis labels that include the unit, for results with a name that does not include the unit."""
 
 _NO_FIGURES = {"epoch", "step", "loss", "lr", "seconds", "images_per_second", "data_wait"}
-"""Names of the numbers in an epoch's line of the log that are not results of evaluation."""
+"""Numbers in the log line of an epoch. All other numbers in this line are results of evaluation."""
 
 _FEW = 60
 """Curves with at most this number of points are drawn with markers."""

@@ -42,11 +42,11 @@ class XCiTBackbone(nn.Module):
             after the last requested block are removed.
         pretrained: true for the published weights of `arch`, or the path or URL of a file in any published format. None
             and false mean random weights.
-        init_cfg: `dict(type="Pretrained", checkpoint=...)`, another way to give the path or URL of `pretrained`.
+        init_cfg: `dict(type="Pretrained", checkpoint=...)`, another way to give the path or URL of the weights.
         in_channels: number of channels of the images; None means the number of `arch`. With pretrained weights, no
             other number is possible.
         drop_path_rate: rate of stochastic depth in training.
-        frozen: whether the XCiT is frozen: it is not trained, and stays in evaluation mode.
+        frozen: whether the XCiT is not trained and stays in evaluation mode.
         norm_eval: whether the batch norms stay in evaluation mode during training, so that their running statistics do
             not change. This is useful for small batches.
         with_cp: whether to use gradient checkpointing: blocks are computed again in the backward pass to save memory.
@@ -101,7 +101,7 @@ class XCiTBackbone(nn.Module):
         return self
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Maps normalised images (B, in_channels, h, w) to one tensor per block, in ascending order of the blocks."""
+        """Maps normalised images (B, in_channels, h, w) to a tensor per block in `out_indices`, in ascending order."""
         features = self.xcit.extract_feat(images, "backbone", out_type=self.out_type, out_indices=self.out_indices)
         assert isinstance(features, tuple)
         return features

@@ -102,8 +102,8 @@ def _place(device: str | torch.device | None, pretrained: bool) -> AbstractConte
 class PyramidFeatures(nn.Module):
     """Maps images (B, in_channels, h, w) to a list of feature maps (B, D, height, width).
 
-    The strides of the maps are 4, 8, 16 and 32, or some of these. Parts of the model that no requested map needs are
-    removed.
+    The strides of the maps are 4, 8, 16 and 32. If `out_indices` requests only some of these maps, parts of the model
+    that are used only for the other maps are removed.
 
     Attributes:
         feature_info: timm's description of the channels and strides of the maps.
@@ -173,7 +173,7 @@ def _pyramid_entrypoint(name: str) -> Callable[..., nn.Module]:
 
 
 def _default_cfg(name: str) -> DefaultCfg:
-    """Returns timm's default config of a name: its preprocessing, and where its weights are.
+    """Returns timm's default config for a model name: the preprocessing, and the location of the weights.
 
     timm's tools read the default config before the model is built.
     """
@@ -205,7 +205,7 @@ def _default_cfg(name: str) -> DefaultCfg:
 def _data_cfg(name: str, in_channels: int) -> dict[str, Any]:
     """Returns `pretrained_cfg` of a model for images with `in_channels` channels.
 
-    If the default config has another number of channels, mean and std are averaged over its channels.
+    If the default config has another number of channels, mean and std are replaced by their averages over the channels.
     """
     cfg = default_cfgs[name].default.to_dict()
     if cfg["input_size"][0] != in_channels:

@@ -85,7 +85,7 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
     path = tmp_path / "train.csv"
     assert labels(tmp_path) == {"1.png": "dog", "2.png": "cat", "3.png": "dog"}
     assert problems_of(open_labelled_images(str(tmp_path), "train")) == (
-        f"{path}: 1 entries left out, because no image or several images in {tmp_path} have this name: 4.png",
+        f"{path}: 1 entries left out, because their name matches no image or several images in {tmp_path}: 4.png",
     )
     write(tmp_path, "5.png")
     assert problems_of(open_labelled_images(str(tmp_path), "train"))[1] == (
