@@ -107,7 +107,10 @@ class _TapRows(ComputedRows):
             self._blocks.append((first, last, left, matrix.to(weight.device, weight.dtype)))
 
     def workspace(self, rows: int) -> int:
-        """Returns the number of temporary values: the results for one kernel row, and one block of output columns."""
+        """Returns the number of temporary values.
+
+        They are the results of the taps for one kernel row, and one block of the output's columns.
+        """
         return rows * (3 * self._source.width + _COLUMNS_AT_ONCE) * self.channels
 
     def _compute(self, start: int, end: int) -> Tensor:

@@ -23,7 +23,7 @@ from xcit import ops
 BEHIND = 4
 """Number of additional rows that a layer keeps in memory: the rows directly above the rows of its last read.
 
-If two layers read the same map, one of them may be a few rows behind the other.
+If two layers read the same map, one of them may be a few rows behind the other, and still need these rows.
 """
 
 NUMBERS_AT_ONCE = 2**21
@@ -352,9 +352,10 @@ def _rows_of(rows: Tensor, numbers: Tensor) -> Tensor:
 
 
 def _between(rows: Tensor, dim: int, before: Tensor, after: Tensor, weight: Tensor) -> Tensor:
-    """Interpolates between the samples `before` and `after` of rows (k, W, C) along `dim`.
+    """Computes linear interpolation of rows (k, W, C) along the dimension `dim`, which is 0 or 1.
 
-    The computation is in float32 or float64, because a weight in bfloat16 would have only two decimal digits.
+    `before`, `after` and `weight` are the results of `interpolation`, with indices into `rows`. The computation is in
+    float32 or float64, because a weight in bfloat16 would have only two decimal digits.
     """
     wide = torch.promote_types(rows.dtype, torch.float32)
     shape = [1, 1, 1]

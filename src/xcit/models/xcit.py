@@ -300,7 +300,7 @@ class XCiT(NotScripted, Shareable, TimmCalls, Fusible):
     def _mix(
         self, tokens: Tensor, grid: tuple[int, int], take: Collection[int], taken: dict[int, Tensor], stop: int | None
     ) -> Tensor:
-        """Returns tokens (B, N, D) after the XCA blocks, up to the block `stop`.
+        """Returns tokens (B, N, D) after the XCA blocks, up to and including the block `stop`.
 
         The tokens after each block in `take` are stored in `taken`.
         """
@@ -418,7 +418,7 @@ class FusedXCiT(XCiT):
 
     def _run(self, block: nn.Module, *inputs: Tensor | int) -> Tensor:
         out: Tensor = block(*inputs)
-        # A hook may store the output, but the next block changes its input in place. So a hook gets a copy.
+        # A hook may store the output, but the next block changes its input in place. So the next block gets a copy.
         return out.clone() if is_watched(block) or is_anything_watched() else out
 
     def _keep(self, tokens: Tensor) -> Tensor:

@@ -105,7 +105,7 @@ def fourier_position(length: int, device: torch.device | None = None) -> Tensor:
     With n = `length`, position i from 1 to n becomes the angle i / (n + 1e-6) * 2 pi. So the last position has an angle
     near 2 pi for every n, and the code works for grids of any size. For each pair of channels, the angle is divided by
     a power of `POSITION_TEMPERATURE`. The channels are the sine and the cosine of the result. The published weights
-    depend on this order and on the 1e-6.
+    depend on the order of the channels and on the constant 1e-6.
 
     Args:
         length: number of tokens along the axis.

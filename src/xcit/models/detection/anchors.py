@@ -65,7 +65,8 @@ def within(map_sizes: Sequence[tuple[int, int]], padded: tuple[int, int], device
 
     Args:
         map_sizes: (height, width) of each feature map.
-        padded: height and width of the image in pixels, padded to multiples of 32, but not to the size of the batch.
+        padded: height and width of the image in pixels, after the padding to multiples of 32, but without the further
+            padding.
         device: device of the result.
     """
     parts = []

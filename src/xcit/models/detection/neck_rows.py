@@ -57,7 +57,7 @@ def neck_rows(fpn: FeaturePyramidNetwork, maps: Sequence[MapRows]) -> list[MapRo
 
 
 def proposal_rows(head: RPNHead, levels: Sequence[MapRows]) -> list[MapRows]:
-    """Returns, for each map in `levels`, the features from which `proposal_outputs` computes its results.
+    """Returns the features of each map in `levels`. They are the input of `proposal_outputs`.
 
     The features are computed a few rows at a time. `changed_module(head)` must be "".
     """
