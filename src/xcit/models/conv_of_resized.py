@@ -89,9 +89,9 @@ class ConvOfResizedRows(ComputedRows):
 class _TapRows(ComputedRows):
     """The nine taps of the convolution, applied to a coarse map.
 
-    For each of the three rows of the kernel, the results of its three taps are interpolated along the width, shifted
-    and added. The output has the shape (k, 3 * W, E) for k rows of the coarse map: the results for the three kernel
-    rows, one after another.
+    For each of the three rows of the kernel, the results of the three taps in this row are interpolated along the
+    width, shifted and added. For k rows of the coarse map, the output has the shape (k, 3 * W, E). The second dimension
+    contains the results for the first kernel row, then for the second, then for the third.
     """
 
     def __init__(self, source: MapRows, weight: Tensor, size: tuple[int, int]) -> None:

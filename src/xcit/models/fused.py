@@ -195,7 +195,7 @@ class FusedEmbedding(nn.Module):
         return height, width
 
     def numbers_a_pixel(self) -> tuple[float, int]:
-        """Returns two numbers that describe the memory of the stem.
+        """Returns two numbers from which the memory of the stem is computed.
 
         Returns:
             The number of values in the stem's largest feature map, divided by the number of pixels of the image; and

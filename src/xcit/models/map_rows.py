@@ -114,7 +114,7 @@ class ComputedRows:
 
 
 class ConvRows(ComputedRows):
-    """A convolution with an odd kernel size and zero padding that keeps the map's size, and an optional activation."""
+    """A convolution with an odd kernel size, and an optional activation. Zero padding keeps the size of the map."""
 
     def __init__(self, source: MapRows, conv: nn.Conv2d, activation: Activation | None = None) -> None:
         super().__init__(source.height, source.width, conv.out_channels, [source])

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from xcit.models.fused import FusedClassAttentionBlock, FusedXCABlock
 
 ROWS_HELD = 2
-"""Number of rows by which LPI's output is behind its input: each of its two convolutions needs the row below."""
+"""Number of rows by which LPI's output is behind its input: LPI's two convolutions each need one more row below."""
 
 Leave = Callable[[int, Tensor], None]
 """A function that is called for a stripe with two arguments: the index of its first row, and its rows (k, W, D)."""

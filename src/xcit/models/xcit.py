@@ -135,8 +135,8 @@ class XCiT(NotScripted, Shareable, TimmCalls, Fusible):
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
         """Pools tokens (B, 1+N, D) and applies the head: returns logits (B, num_classes).
 
-        If `pre_logits` is true, it returns the pooled features (B, D), without the head. If `global_pool` is "none",
-        nothing is pooled, and the results have one row per token.
+        If `pre_logits` is true, the head is not applied, and the result is the pooled features (B, D). If
+        `global_pool` is "none", nothing is pooled, and the results have one row per token.
         """
         if self.config.global_pool == "cls":
             tokens = tokens[:, 0]

@@ -2,7 +2,7 @@
 
 The results equal those of `ops.reference` up to rounding.
 
-XCA mixes only channels. So its output is the product of the tokens X (N x D) with one D x D matrix per image, plus one
+XCA mixes only channels. So its output is the product of the tokens X (N x D) and one D x D matrix P per image, plus one
 row p, which is added to each token:
 
     y = X P + p,    P = (W_proj A W_v)^T,    p = W_proj A b_v + b_proj.
@@ -14,8 +14,8 @@ S = X^T X - N m m^T:
 
     q^T k = W_q S W_k^T + N q_m k_m^T,    q_m = W_q m + b_q,    k_m = W_k m + b_k.
 
-The squared norms |q|^2 and |k|^2 are the diagonals of q^T q and k^T k, for which the same equation holds. The two terms
-of these diagonals are never negative, so their sum loses no precision by cancellation.
+The same equation holds for q^T q and k^T k. Their diagonals are the squared norms |q|^2 and |k|^2. Each squared norm is
+the sum of two terms that are never negative, so the sum loses no precision by cancellation.
 
 So XCA has two steps, the attention A and the output y. Each step can be computed either with queries, keys and values
 (N x D each) or without them. Without them, the attention is computed from the Gram matrix X^T X, and the output by the

@@ -39,7 +39,7 @@ def anchors_at(index: Tensor, map_width: int, stride: int, scale: float) -> Tens
 
     Returns:
         (n, 4) in pixels of the image. The centre of an anchor at the pixel (y, x) of the map is (y, x) * stride. This
-        is the upper left corner of the area that the pixel covers in the image.
+        point is the upper left corner of the area that the pixel covers in the image.
     """
     place, ratio = index // len(RATIOS), index % len(RATIOS)
     row = place // map_width

@@ -133,8 +133,8 @@ class MaskRCNN(OnPyramid):
             min_score: objects with lower scores are left out.
             sides: maximum length of the short side and of the long side, in pixels. The image is scaled to the largest
                 size within both limits. None means the values in the config.
-            max_objects: maximum number of objects; the objects with the best scores are returned. If it is above 100,
-                the number in the published models, more proposals are used too (see `num_proposals`).
+            max_objects: maximum number of objects; the objects with the best scores are returned. If the number is
+                above 100, which is the value in the published models, more proposals are used (see `num_proposals`).
 
         Returns:
             The objects, with boxes in pixels of `image`.

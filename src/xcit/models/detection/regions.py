@@ -1,9 +1,9 @@
 """Computes the features of boxes by RoIAlign. The size of a box determines which feature map is read for the box.
 
 RoIAlign divides a box into cells. It samples the map on a regular grid in the box, by bilinear interpolation, and
-computes the mean of the samples in each cell. Both operations can be separated into rows and columns. So on a CPU, the
-features of a box are computed by two matrix products with the part of the map that the box covers. A `Level` may read
-this part from a file, so that the map need not be in memory.
+computes the mean of the samples in each cell. The sampling and the mean can both be computed along rows and columns
+separately. So on a CPU, the features of a box are computed by two matrix products with the part of the map that the box
+covers. A `Level` may read this part from a file, so that the map need not be in memory.
 """
 
 from collections.abc import Iterator, Sequence
