@@ -98,7 +98,7 @@ class _TapRows(ComputedRows):
         width, outputs = size[1], weight.shape[0]
         super().__init__(source.height, 3 * width, outputs, [source])
         self._source = source
-        # The weights of the taps, (3, 3 * E, C): for each kernel row, the weights of its three taps one after another.
+        # The weights of the taps, (3, 3 * E, C). For each kernel row, the weights of the row's taps are concatenated.
         self._taps = weight.permute(2, 3, 0, 1).reshape(3, 3 * outputs, source.channels)
         self._blocks = []
         for first in range(0, width, _COLUMNS_AT_ONCE):

@@ -344,7 +344,7 @@ class ClassAttentionBlock(NotScripted, nn.Module):
 
 
 FX_LEAF_MODULES = (PositionCode, XCABlock, ClassAttentionBlock)
-"""Module types that `torch.fx` must treat as leaf modules, which means that it must not trace into them.
+"""Types of modules that `torch.fx` must not trace into (leaf modules).
 
 For example, torchvision's `create_feature_extractor` accepts them in `tracer_kwargs` under the key "leaf_modules".
 """

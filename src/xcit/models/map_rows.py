@@ -1,4 +1,4 @@
-"""Feature maps that are computed a few rows at a time, and the layers of dense heads for such maps.
+"""Feature maps that are computed a few rows at a time, and the layers that compute these maps.
 
 Each row of a layer's output depends only on a few neighbouring rows of its input. So no map has to be in memory as a
 whole. The caller reads rows of the last layer's map. To compute these rows, each layer reads the corresponding rows and
@@ -139,7 +139,7 @@ class ConvRows(ComputedRows):
 
 
 class DoubledRows(ComputedRows):
-    """A 2x2 transposed convolution with stride 2, which doubles height and width, and an optional activation.
+    """A 2x2 transposed convolution with stride 2 and an optional activation. It doubles height and width.
 
     Args:
         source: the map to which the transposed convolution is applied.

@@ -145,8 +145,8 @@ class XCiTPyramid(Fusible):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Returns maps of strides 4, 8, 16 and 32, each (B, D, height, width)."""
-        # The maps keep the memory layout of the fused model's tokens, channels last. Convolutions are fastest with this
-        # layout.
+        # The maps keep the memory layout of the fused model's tokens, which is channels last. Convolutions are fastest
+        # with this layout.
         if isinstance(self.xcit, FusedXCiT):
             tokens = self.xcit.forward_intermediates(
                 images, self.out_indices, output_fmt="NLC", intermediates_only=True

@@ -399,7 +399,7 @@ class FusedXCiT(XCiT):
         is_heard = is_anything_watched() or any(is_watched(block) for block in self.blocks)
         if at_once is None or tokens.shape[1] <= at_once or is_heard:
             return super()._mix(tokens, grid, take, taken, stop)
-        # Each image is processed in stripes. When a block outputs rows, these are added to XCA's sums for the next
+        # Each image is processed in stripes. When a block outputs rows, these rows are added to XCA's sums for the next
         # block.
         rows_at_once = stripe_rows(tokens, grid[1])
         images = [TensorTokens(image) for image in tokens.unflatten(1, grid)]

@@ -28,7 +28,7 @@ def xca(
 
     Args:
         tokens: (B, N, D).
-        qkv_weight: (3D, D), with the rows for queries first, then those for keys, then those for values.
+        qkv_weight: (3D, D): the first D rows are for queries, the next D rows for keys, the last D rows for values.
         qkv_bias: (3D,) or None.
         temperature: (M, 1, 1), one learned factor per head.
         proj_weight: (D, D).

@@ -110,7 +110,7 @@ def mask_targets(masks: Tensor, boxes: Tensor, chosen: Tensor, size: int) -> Ten
 
 
 def _span(low: float, high: float, length: int) -> tuple[int, int]:
-    """Returns the first pixel of a box along one axis, and one past the last pixel.
+    """Returns the index of a box's first pixel along one axis, and one past the index of the last pixel.
 
     The box is extended by one pixel on each side, and clipped to the `length` pixels of the image.
     """

@@ -91,7 +91,7 @@ class BoxPredictor(nn.Module):
 
 
 class RoIHeads(nn.Module):
-    """The heads of the second stage: two linear layers for boxes and four convolutions for masks, with predictors.
+    """The heads of the second stage: two linear layers for boxes, four convolutions for masks, a predictor after each.
 
     The layers are torchvision's. The rules for their outputs and for the losses are those of mmdetection.
     """
