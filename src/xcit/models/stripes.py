@@ -334,7 +334,7 @@ def pass_class_block(
             tokens.
         tokens: the patch tokens of the image.
         rows_at_once: number of rows of a stripe.
-        leave: called with the index of the first output row and the output rows; None if they are not needed.
+        leave: called with the index of the first output row and the output rows; None if the rows are not needed.
         hear: called for each stripe with the index of its first row and, instead of rows, the attention scores
             (1, M, n) of its n kept tokens; None if the scores are not needed.
         kept: the kept tokens of the image (see `KeptTokens`).

@@ -206,8 +206,8 @@ class XCiT(NotScripted, Shareable, TimmCalls, Fusible):
 
         Args:
             images: (B, in_channels, h, w).
-            stage: "backbone" or "neck" for a tuple with one tensor per block (both give the same result, because the
-                model has no neck); "pre_logits" for only the last tensor of this tuple.
+            stage: "backbone" for a tuple with one tensor per block; "neck" for the same tuple, because the model has no
+                neck; "pre_logits" for only the last tensor of this tuple.
             out_type: "cls_token" for the class token (B, D); "featmap" for the patch tokens (B, D, H, W); "avg_featmap"
                 for the mean of the patch tokens (B, D); "raw" for all tokens, which are (B, N, D) after an XCA block
                 and (B, 1+N, D) after a class attention block.

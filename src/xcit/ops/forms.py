@@ -286,7 +286,7 @@ def mix_values(
     proj_weight: Tensor,
     proj_bias: Tensor,
 ) -> Tensor:
-    """Returns XCA's output (B, N, D): computes the values (B, N, D) and applies the attention (B, M, C, C) to them."""
+    """Computes values (B, N, D), then applies the attention (B, M, C, C) and the projection. Returns (B, N, D)."""
     dim = tokens.shape[2]
     values = linear(tokens, qkv_weight[2 * dim :], None if qkv_bias is None else qkv_bias[2 * dim :])
     return linear(_mix(values, attention), proj_weight, proj_bias)

@@ -23,8 +23,8 @@ def xca(
 ) -> Tensor:
     """Computes cross-covariance attention (paper, section 3.2), in which channels attend to channels.
 
-    Queries and keys are L2-normalised over the tokens, so their products are C x C cosines per head. These are
-    multiplied by a learned temperature and by no other factor. Then the softmax is applied.
+    Queries and keys are L2-normalised over the tokens, so their products are C x C cosines per head. These
+    cosines are multiplied by a learned temperature and by no other factor. Then the softmax is applied.
 
     Args:
         tokens: (B, N, D).

@@ -24,8 +24,8 @@ _MODULES = (
 def changed_module(*parts: nn.Module) -> str:
     """Returns the name of the first module in `parts` that is hooked, wrapped or replaced, or "" if no module is.
 
-    If there are global hooks, the result is "every module". If the result is "", the outputs may be computed from the
-    weights, without calling the modules (see `plain.py` in `xcit.models`).
+    If there are global hooks or an active dispatch mode, the result is "every module". If the result is "", the outputs
+    may be computed from the weights, without calling the modules (see `plain.py` in `xcit.models`).
     """
     if is_anything_watched():
         return "every module"
