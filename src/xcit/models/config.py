@@ -67,9 +67,10 @@ class XCiTConfig(ReadableConfig):
         if strides:
             need(all(stride in (1, 2) for stride in strides), f"stem_strides are {strides}, each must be 1 or 2")
             usual, product = 2 ** len(strides), math.prod(strides)
-            # `patch_size` is replaced by the product, so other values are errors. Two other values are accepted: the
-            # default, because the caller may not have set `patch_size`, and the product if all strides were 2, because
-            # `dataclasses.replace` passes the value of the old config.
+            # `patch_size` is replaced by the product of the strides. Besides the product, two values are accepted. The
+            # first is the default, because the caller may not have set `patch_size`. The second is the patch size of
+            # a stem with the same number of convolutions, all of stride 2. `dataclasses.replace` passes this value if
+            # the old config has such a stem. All other values are errors.
             need(
                 self.patch_size in (usual, product, XCiTConfig.patch_size),
                 f"patch_size is {self.patch_size}, but stem_strides {strides} make patches of {product} pixels",

@@ -89,16 +89,16 @@ class ConvOfResizedRows(ComputedRows):
 class _TapRows(ComputedRows):
     """The nine taps of the convolution, applied to a coarse map.
 
-    For each of the three rows of the kernel, the results of its three taps are interpolated along the width, shifted
-    and added. The output has the shape (k, 3 * W, E) for k rows of the coarse map: the results for the three kernel
-    rows, one after another.
+    For each of the three rows of the kernel, the results of the three taps in this row are interpolated along the
+    width, shifted and added. For k rows of the coarse map, the output has the shape (k, 3 * W, E). The second dimension
+    contains the results for the first kernel row, then for the second, then for the third.
     """
 
     def __init__(self, source: MapRows, weight: Tensor, size: tuple[int, int]) -> None:
         width, outputs = size[1], weight.shape[0]
         super().__init__(source.height, 3 * width, outputs, [source])
         self._source = source
-        # The weights of the taps, (3, 3 * E, C): for each kernel row, the weights of its three taps one after another.
+        # The weights of the taps, (3, 3 * E, C). For each kernel row, the weights of the row's taps are concatenated.
         self._taps = weight.permute(2, 3, 0, 1).reshape(3, 3 * outputs, source.channels)
         self._blocks = []
         for first in range(0, width, _COLUMNS_AT_ONCE):
@@ -107,7 +107,10 @@ class _TapRows(ComputedRows):
             self._blocks.append((first, last, left, matrix.to(weight.device, weight.dtype)))
 
     def workspace(self, rows: int) -> int:
-        """Returns the number of temporary values: the results for one kernel row, and one block of output columns."""
+        """Returns the number of temporary values.
+
+        They are the results of the taps for one kernel row, and one block of the output's columns.
+        """
         return rows * (3 * self._source.width + _COLUMNS_AT_ONCE) * self.channels
 
     def _compute(self, start: int, end: int) -> Tensor:

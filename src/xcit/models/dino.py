@@ -137,7 +137,7 @@ class DINO(nn.Module):
     Attributes:
         student: backbone and head.
         teacher: backbone and head, with frozen parameters.
-        center: (1, K), which the training loss subtracts from the teacher's logits.
+        center: vector (1, K) that the training loss subtracts from the teacher's logits.
 
     Raises:
         XCiTError: if the config has a classifier (`num_classes` above 0), or makes the backbone return one feature per

@@ -2,8 +2,8 @@
 
 The outputs equal those of the layers for training up to rounding. The batch norms of the stem are folded into the
 convolutions before them. In XCA blocks, LayerScale is folded into the last layer of each branch. If there are many
-tokens, a block processes them in parts and updates them in place. So memory contains only the tokens and the
-intermediate results of one part, even for a very large image.
+tokens, a block processes them in parts and updates them in place. So the intermediate results of only one part are in
+memory at a time, even for a very large image.
 
 Shapes: `B` batch, `H`, `W` token grid, `N = H*W` tokens, `D` width, `M` heads, `C = D/M` channels per head.
 """
@@ -195,7 +195,7 @@ class FusedEmbedding(nn.Module):
         return height, width
 
     def numbers_a_pixel(self) -> tuple[float, int]:
-        """Returns two numbers that describe the memory of the stem.
+        """Returns two numbers from which the memory of the stem is computed.
 
         Returns:
             The number of values in the stem's largest feature map, divided by the number of pixels of the image; and
@@ -383,7 +383,7 @@ def norm_line(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 
 
 def fold_norm(layer: ConvNorm) -> nn.Conv2d:
-    """Returns a convolution with the same outputs as `layer`: its batch norm is folded into its convolution."""
+    """Returns a convolution with the same outputs as `layer`. The batch norm is folded into the convolution."""
     scale, shift = norm_line(layer.norm)
     return with_numbers(layer.conv, layer.conv.weight * scale.view(-1, 1, 1, 1), shift)
 

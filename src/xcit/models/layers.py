@@ -95,7 +95,7 @@ def init_linear(layer: nn.Linear) -> None:
 
 
 def _float_of(layer: nn.Module) -> torch.dtype:
-    """Returns the dtype of a layer's floating-point parameters; float32 if a quantised layer has no such parameters."""
+    """Returns the dtype of a layer's floating-point parameters; float32 if there are none, as in a quantised layer."""
     return next((value.dtype for value in layer.parameters() if value.is_floating_point()), torch.float32)
 
 
@@ -111,7 +111,7 @@ def scaled(layer: nn.Linear | nn.Conv2d, scale: Tensor | None) -> tuple[Tensor, 
 
 
 def computes_in_float16(tokens: Tensor) -> bool:
-    """Returns whether products with the tokens are computed in float16, by autocast or because of the tokens' dtype."""
+    """Returns whether products with the tokens are computed in float16, because of autocast or the tokens' dtype."""
     device = tokens.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device) is torch.float16
@@ -344,7 +344,7 @@ class ClassAttentionBlock(NotScripted, nn.Module):
 
 
 FX_LEAF_MODULES = (PositionCode, XCABlock, ClassAttentionBlock)
-"""Modules that `torch.fx` must treat as leaf modules, which means that it must not trace into them.
+"""Types of modules that `torch.fx` must not trace into (leaf modules).
 
 For example, torchvision's `create_feature_extractor` accepts them in `tracer_kwargs` under the key "leaf_modules".
 """

@@ -1,4 +1,4 @@
-"""Feature maps that are computed a few rows at a time, and the layers of dense heads for such maps.
+"""Feature maps that are computed a few rows at a time, and the layers that compute these maps.
 
 Each row of a layer's output depends only on a few neighbouring rows of its input. So no map has to be in memory as a
 whole. The caller reads rows of the last layer's map. To compute these rows, each layer reads the corresponding rows and
@@ -23,7 +23,7 @@ from xcit import ops
 BEHIND = 4
 """Number of additional rows that a layer keeps in memory: the rows directly above the rows of its last read.
 
-If two layers read the same map, one of them may be a few rows behind the other.
+If two layers read the same map, one of them may be a few rows behind the other, and still need these rows.
 """
 
 NUMBERS_AT_ONCE = 2**21
@@ -114,7 +114,7 @@ class ComputedRows:
 
 
 class ConvRows(ComputedRows):
-    """A convolution with an odd kernel size and zero padding that keeps the map's size, and an optional activation."""
+    """A convolution with an odd kernel size, and an optional activation. Zero padding keeps the size of the map."""
 
     def __init__(self, source: MapRows, conv: nn.Conv2d, activation: Activation | None = None) -> None:
         super().__init__(source.height, source.width, conv.out_channels, [source])
@@ -139,7 +139,7 @@ class ConvRows(ComputedRows):
 
 
 class DoubledRows(ComputedRows):
-    """A 2x2 transposed convolution with stride 2, which doubles height and width, and an optional activation.
+    """A 2x2 transposed convolution with stride 2 and an optional activation. It doubles height and width.
 
     Args:
         source: the map to which the transposed convolution is applied.
@@ -352,9 +352,10 @@ def _rows_of(rows: Tensor, numbers: Tensor) -> Tensor:
 
 
 def _between(rows: Tensor, dim: int, before: Tensor, after: Tensor, weight: Tensor) -> Tensor:
-    """Interpolates between the samples `before` and `after` of rows (k, W, C) along `dim`.
+    """Computes linear interpolation of rows (k, W, C) along the dimension `dim`, which is 0 or 1.
 
-    The computation is in float32 or float64, because a weight in bfloat16 would have only two decimal digits.
+    `before`, `after` and `weight` are the results of `interpolation`, with indices into `rows`. The computation is in
+    float32 or float64, because a weight in bfloat16 would have only two decimal digits.
     """
     wide = torch.promote_types(rows.dtype, torch.float32)
     shape = [1, 1, 1]

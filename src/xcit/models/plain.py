@@ -1,9 +1,10 @@
 """Checks whether the output of a layer may be computed from the layer's weights, without calling the layer.
 
 Hooks, LoRA, quantisation, pruning, parametrisation and tracing work only if the layer is called. Some faster forms of
-the layers read the weights and do not call the layer. They are in `ops/forms.py`, and in `layers.py` where LayerScale
-multiplies the weights. A faster form is used only if each layer is an instance of torch's own class, not of a subclass,
-and has no hooks. So the user sees no difference. A parameter is called plain if its class is `nn.Parameter` itself.
+the layers read the weights and do not call the layer. These forms are in `ops/forms.py`, and in `layers.py`, where
+LayerScale multiplies the weights instead of the outputs. A faster form is used only if each layer is an instance of
+torch's own class, not of a subclass, and has no hooks. So the user sees no difference. A parameter is called plain if
+its class is `nn.Parameter` itself.
 """
 
 from collections.abc import Collection
@@ -20,7 +21,7 @@ _LAYERS = (nn.Linear, nn.Conv2d)
 
 
 def is_watched(module: nn.Module) -> bool:
-    """Returns whether calling the module does more than its class defines.
+    """Returns whether a call of the module may differ from a call of its class's `forward`.
 
     This is the case if the module has hooks, or if its `forward` was replaced on the instance.
     """
@@ -62,7 +63,7 @@ def is_plain(*layers: nn.Module) -> bool:
 def is_all_plain(part: nn.Module, kinds: Collection[type[nn.Module]]) -> bool:
     """Returns whether a module and its submodules have classes in `kinds`, plain parameters and no hooks.
 
-    A subclass of a class in `kinds` does not count.
+    Subclasses of these classes are not accepted.
     """
     return not is_anything_watched() and all(
         type(module) in kinds

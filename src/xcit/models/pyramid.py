@@ -55,9 +55,9 @@ class TokenPyramid(nn.Module):
     """Turns four maps of tokens into maps of strides 4, 8, 16 and 32 with the same number of channels.
 
     The stride of each input map is the patch size. A transposed convolution doubles the sides of a map, and max pooling
-    reduces them. The sides of each output map are those of the token grid, multiplied or divided by a power of two and
-    rounded down. If the sides of the image are not multiples of the patch size, the sides of the maps are not exactly
-    the sides of the image divided by the stride.
+    divides them by a power of two. The sides of each output map are the sides of the token grid, multiplied or divided
+    by a power of two and rounded down. If the sides of the image are not multiples of the patch size, the sides of the
+    maps are not exactly the sides of the image divided by the stride.
     """
 
     def __init__(self, embed_dim: int, patch_size: int) -> None:
@@ -145,8 +145,8 @@ class XCiTPyramid(Fusible):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Returns maps of strides 4, 8, 16 and 32, each (B, D, height, width)."""
-        # The maps keep the memory layout of the fused model's tokens, channels last. Convolutions are fastest with this
-        # layout.
+        # The maps keep the memory layout of the fused model's tokens, which is channels last. Convolutions are fastest
+        # with this layout.
         if isinstance(self.xcit, FusedXCiT):
             tokens = self.xcit.forward_intermediates(
                 images, self.out_indices, output_fmt="NLC", intermediates_only=True

@@ -11,8 +11,8 @@ from torch.utils.checkpoint import checkpoint
 
 def recomputed(block: nn.Module, *inputs: Tensor | int) -> Tensor:
     """Computes the output of a block without storing its activations for the backward pass."""
-    # torch.compile does not accept `context_fn`. Without `context_fn`, a compiled model also updates the running
-    # statistics only once.
+    # torch.compile does not accept `context_fn`. A compiled model does not need it, because its recomputation does not
+    # update the running statistics again.
     if torch.compiler.is_compiling():
         out: Tensor = checkpoint(block, *inputs, use_reentrant=False)
     else:

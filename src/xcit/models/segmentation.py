@@ -78,7 +78,7 @@ class SegmenterConfig(ReadableConfig):
 
 
 class SegmenterOutput(NamedTuple):
-    """The outputs of a segmenter for training. Both have the height and width of the images."""
+    """The outputs of a segmenter for training. Both outputs have the height and width of the images."""
 
     logits: Tensor  # (B, K, H, W)
     auxiliary: Tensor | None  # logits of the auxiliary head, (B, K, H, W), or None if the model has no such head
@@ -288,8 +288,8 @@ class Segmenter(OnPyramid):
     def fuse(self) -> Self:
         """Returns a copy for inference, as `OnPyramid.fuse` does. The batch norms of the head are folded too.
 
-        The copy computes the maps of its pyramid and head a few rows at a time. It does not do so if a module of the
-        pyramid or head is replaced, hooked or parametrised.
+        The copy computes the maps of its pyramid and head a few rows at a time. If a module of the pyramid or head is
+        replaced, hooked or parametrised, the copy computes whole maps instead.
         """
         fused = super().fuse()
         for module in fused.modules():
@@ -431,7 +431,10 @@ class SemanticFPN(Segmenter):
 _LAYERS = frozenset(
     {UperNetHead, FPNNeck, SemanticFPNHead, ConvNormReLU, nn.ModuleList, nn.Conv2d, nn.Identity, nn.Dropout2d}
 )
-"""The module types that the head of a fused segmenter may contain if it is to be computed a few rows at a time."""
+"""Module types with outputs that can be computed a few rows at a time.
+
+If the head of a fused segmenter contains other module types, the logits are computed from whole maps.
+"""
 
 
 def whole_map(rows: MapRows) -> Tensor:

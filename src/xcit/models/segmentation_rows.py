@@ -1,4 +1,4 @@
-"""Heads of segmenters that compute logits of stride 4 a few rows at a time. No whole map has to fit into memory.
+"""Computes the logits of segmenters, at stride 4, a few rows at a time. No whole map has to fit into memory.
 
 The logits equal those of the heads in `segmentation.py` up to rounding. The batch norms of the heads must be folded
 into the convolutions first: see `ConvNormReLU.fold_norm`.

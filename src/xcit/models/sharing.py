@@ -7,7 +7,7 @@ from typing import Any, Self
 
 
 def _sharing() -> Any:
-    # `xcit.models` must not depend on `xcit.zoo`, so the module is imported only when a method is called. The models
+    # `xcit.models` must not depend on `xcit.zoo`, so `xcit.zoo` is imported only when a method is called. The models
     # have these methods because users expect a model to have them.
     return import_module("xcit.zoo.sharing")
 

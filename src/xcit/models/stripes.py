@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from xcit.models.fused import FusedClassAttentionBlock, FusedXCABlock
 
 ROWS_HELD = 2
-"""Number of rows by which LPI's output is behind its input: each of its two convolutions needs the row below."""
+"""Number of rows by which LPI's output is behind its input: LPI's two convolutions each need one more row below."""
 
 Leave = Callable[[int, Tensor], None]
 """A function that is called for a stripe with two arguments: the index of its first row, and its rows (k, W, D)."""
@@ -334,7 +334,7 @@ def pass_class_block(
             tokens.
         tokens: the patch tokens of the image.
         rows_at_once: number of rows of a stripe.
-        leave: called with the index of the first output row and the output rows; None if they are not needed.
+        leave: called with the index of the first output row and the output rows; None if the rows are not needed.
         hear: called for each stripe with the index of its first row and, instead of rows, the attention scores
             (1, M, n) of its n kept tokens; None if the scores are not needed.
         kept: the kept tokens of the image (see `KeptTokens`).

@@ -136,7 +136,7 @@ class TimmCalls(nn.Module):
         head is the last layer. The final norm belongs to the last block. `coarse` has no effect, because the model has
         no stages of several blocks.
         """
-        layer_before = (99999,)  # in timm, this number means that the parameter belongs to the layer before
+        layer_before = (99999,)  # in timm, this number means that the parameter belongs to the previous layer
         return {
             "stem": r"^(?:stem|position|cls_token)",
             "blocks": r"^blocks\.(\d+)",
@@ -166,7 +166,7 @@ class TimmCalls(nn.Module):
 
 
 def data_config(spec: Preprocessing, channels: int) -> dict[str, Any]:
-    """Converts a preprocessing to a dictionary with the names of timm's `PretrainedCfg`."""
+    """Converts a preprocessing to a dictionary with the field names of timm's `PretrainedCfg`."""
     is_cropped = spec.resize == "short_side"
     return {
         "input_size": (channels, spec.image_size, spec.image_size),

@@ -135,8 +135,8 @@ class XCiT(NotScripted, Shareable, TimmCalls, Fusible):
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
         """Pools tokens (B, 1+N, D) and applies the head: returns logits (B, num_classes).
 
-        If `pre_logits` is true, it returns the pooled features (B, D), without the head. If `global_pool` is "none",
-        nothing is pooled, and the results have one row per token.
+        If `pre_logits` is true, the head is not applied, and the result is the pooled features (B, D). If
+        `global_pool` is "none", nothing is pooled, and the results have one row per token.
         """
         if self.config.global_pool == "cls":
             tokens = tokens[:, 0]
@@ -206,8 +206,8 @@ class XCiT(NotScripted, Shareable, TimmCalls, Fusible):
 
         Args:
             images: (B, in_channels, h, w).
-            stage: "backbone" or "neck" for a tuple with one tensor per block (both give the same result, because the
-                model has no neck); "pre_logits" for only the last tensor of this tuple.
+            stage: "backbone" for a tuple with one tensor per block; "neck" for the same tuple, because the model has no
+                neck; "pre_logits" for only the last tensor of this tuple.
             out_type: "cls_token" for the class token (B, D); "featmap" for the patch tokens (B, D, H, W); "avg_featmap"
                 for the mean of the patch tokens (B, D); "raw" for all tokens, which are (B, N, D) after an XCA block
                 and (B, 1+N, D) after a class attention block.
@@ -300,7 +300,7 @@ class XCiT(NotScripted, Shareable, TimmCalls, Fusible):
     def _mix(
         self, tokens: Tensor, grid: tuple[int, int], take: Collection[int], taken: dict[int, Tensor], stop: int | None
     ) -> Tensor:
-        """Returns tokens (B, N, D) after the XCA blocks, up to the block `stop`.
+        """Returns tokens (B, N, D) after the XCA blocks, up to and including the block `stop`.
 
         The tokens after each block in `take` are stored in `taken`.
         """
@@ -399,7 +399,7 @@ class FusedXCiT(XCiT):
         is_heard = is_anything_watched() or any(is_watched(block) for block in self.blocks)
         if at_once is None or tokens.shape[1] <= at_once or is_heard:
             return super()._mix(tokens, grid, take, taken, stop)
-        # Each image is processed in stripes. When a block outputs rows, these are added to XCA's sums for the next
+        # Each image is processed in stripes. When a block outputs rows, these rows are added to XCA's sums for the next
         # block.
         rows_at_once = stripe_rows(tokens, grid[1])
         images = [TensorTokens(image) for image in tokens.unflatten(1, grid)]
@@ -418,7 +418,7 @@ class FusedXCiT(XCiT):
 
     def _run(self, block: nn.Module, *inputs: Tensor | int) -> Tensor:
         out: Tensor = block(*inputs)
-        # A hook may store the output, but the next block changes its input in place. So a hook gets a copy.
+        # A hook may store the output, but the next block changes its input in place. So the next block gets a copy.
         return out.clone() if is_watched(block) or is_anything_watched() else out
 
     def _keep(self, tokens: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 The results equal those of `ops.reference` up to rounding.
 
-XCA mixes only channels. So its output is the product of the tokens X (N x D) with one D x D matrix per image, plus one
+XCA mixes only channels. So its output is the product of the tokens X (N x D) and one D x D matrix P per image, plus one
 row p, which is added to each token:
 
     y = X P + p,    P = (W_proj A W_v)^T,    p = W_proj A b_v + b_proj.
@@ -14,8 +14,8 @@ S = X^T X - N m m^T:
 
     q^T k = W_q S W_k^T + N q_m k_m^T,    q_m = W_q m + b_q,    k_m = W_k m + b_k.
 
-The squared norms |q|^2 and |k|^2 are the diagonals of q^T q and k^T k, for which the same equation holds. The two terms
-of these diagonals are never negative, so their sum loses no precision by cancellation.
+The same equation holds for q^T q and k^T k. Their diagonals are the squared norms |q|^2 and |k|^2. Each squared norm is
+the sum of two terms that are never negative, so the sum loses no precision by cancellation.
 
 So XCA has two steps, the attention A and the output y. Each step can be computed either with queries, keys and values
 (N x D each) or without them. Without them, the attention is computed from the Gram matrix X^T X, and the output by the
@@ -48,10 +48,10 @@ EPSILON = 1e-12
 """The smallest norm by which a query or key is divided, as in `ops.reference`."""
 
 GRAM_FROM = 2.0
-"""The ratio N / D from which, on a CPU, the attention is computed from the Gram matrix."""
+"""Smallest ratio N / D for which the attention is computed from the Gram matrix on a CPU."""
 
 MATRIX_FROM = 1.0
-"""The ratio N / D from which, on a CPU, the output is computed by the matrix P."""
+"""Smallest ratio N / D for which the output is computed by the matrix P on a CPU."""
 
 
 def xca(
@@ -62,7 +62,7 @@ def xca(
     proj_weight: Tensor,
     proj_bias: Tensor,
 ) -> Tensor:
-    """Computes `reference.xca`, with the same arguments and result. On a CPU, it uses the fastest form for N and D."""
+    """Computes XCA, with the arguments and result of `reference.xca`. On a CPU, uses the fastest form for N and D."""
     num_tokens, dim = tokens.shape[1:]
     # An exported or traced graph must work for every N, so its form can't depend on N. On GPUs, the forms have not been
     # measured yet.
@@ -98,9 +98,10 @@ def xca_in_graph(
         temperature: as in `reference.xca`.
         proj_weight: as in `reference.xca`.
         proj_bias: as in `reference.xca`.
-        by: the form, if N is not fixed in the graph. "sums" is the fastest for many tokens. "tokens" is the fastest for
-            few tokens. "size" puts both forms into the graph, which chooses between them when it runs. If N is fixed,
-            `by` is ignored, and the graph contains the fastest form for N.
+        by: the form of the computation if N is not fixed in the graph. "sums" is the form without queries, keys and
+            values, which is the fastest for many tokens. "tokens" is the form with queries, keys and values, which is
+            the fastest for few tokens. "size" puts both forms into the graph, and the graph chooses between them when
+            it runs. If N is fixed, `by` is ignored, and the graph contains the fastest form for N.
     """
     weights = (qkv_weight, qkv_bias, temperature, proj_weight, proj_bias)
     is_many = tokens.shape[1] >= max(GRAM_FROM, MATRIX_FROM) * tokens.shape[2]
@@ -123,7 +124,11 @@ def _xca_by_sums(
     proj_weight: Tensor,
     proj_bias: Tensor,
 ) -> Tensor:
-    """Computes XCA without queries, keys and values: the attention from the Gram matrix, the output by the matrix P."""
+    """Computes XCA without computing queries, keys and values.
+
+    The attention is computed from the Gram matrix. The output is the product of the tokens and the matrix P, plus the
+    row p (see `mixing_matrix`).
+    """
     attention = attention_from_gram(*gram(tokens), tokens.shape[1], qkv_weight, qkv_bias, temperature)
     matrix, row = mixing_matrix(attention, qkv_weight, qkv_bias, proj_weight, proj_bias)
     return tokens @ matrix.to(tokens.dtype) + row.to(tokens.dtype)
@@ -281,7 +286,7 @@ def mix_values(
     proj_weight: Tensor,
     proj_bias: Tensor,
 ) -> Tensor:
-    """Returns XCA's output (B, N, D), computed with values (B, N, D) from the attention (B, M, C, C)."""
+    """Computes values (B, N, D), then applies the attention (B, M, C, C) and the projection. Returns (B, N, D)."""
     dim = tokens.shape[2]
     values = linear(tokens, qkv_weight[2 * dim :], None if qkv_bias is None else qkv_bias[2 * dim :])
     return linear(_mix(values, attention), proj_weight, proj_bias)
@@ -321,7 +326,8 @@ def class_attention(
 ) -> Tensor:
     """Computes class attention over tokens (B, N, D), for the query of the class token (B, D). The result is (B, D).
 
-    Keys and values are not computed: their weights are applied to the query and to the weighted mean of the tokens.
+    Keys and values are not computed. Instead, the key weights are applied to the query, and the value weights are
+    applied to the weighted mean of the tokens.
     """
     vectors, offsets = class_query(query, key_weight, key_bias, num_heads)
     weights = (vectors @ tokens.mT + offsets).softmax(dim=-1)

@@ -24,7 +24,7 @@ _MIN_ROWS = 16
 def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> Tensor:
     """Computes `F.linear`, and then the exact GELU if `gelu` is true.
 
-    Rows (..., D), weight (E, D) and bias (E,) give (..., E).
+    The shapes are: rows (..., D), weight (E, D), bias (E,), result (..., E).
     """
     if _is_for_onednn(rows, weight, bias):
         activation: tuple[str, list[None], str] = ("gelu", [], "none") if gelu else ("none", [], "")

@@ -23,12 +23,12 @@ def xca(
 ) -> Tensor:
     """Computes cross-covariance attention (paper, section 3.2), in which channels attend to channels.
 
-    Queries and keys are L2-normalised over the tokens, so their products are C x C cosines per head. These are
-    multiplied by a learned temperature and by no other factor. Then the softmax is applied.
+    Queries and keys are L2-normalised over the tokens, so their products are C x C cosines per head. These
+    cosines are multiplied by a learned temperature and by no other factor. Then the softmax is applied.
 
     Args:
         tokens: (B, N, D).
-        qkv_weight: (3D, D), with the rows for queries first, then those for keys, then those for values.
+        qkv_weight: (3D, D): the first D rows are for queries, the next D rows for keys, the last D rows for values.
         qkv_bias: (3D,) or None.
         temperature: (M, 1, 1), one learned factor per head.
         proj_weight: (D, D).
@@ -105,7 +105,7 @@ def fourier_position(length: int, device: torch.device | None = None) -> Tensor:
     With n = `length`, position i from 1 to n becomes the angle i / (n + 1e-6) * 2 pi. So the last position has an angle
     near 2 pi for every n, and the code works for grids of any size. For each pair of channels, the angle is divided by
     a power of `POSITION_TEMPERATURE`. The channels are the sine and the cosine of the result. The published weights
-    depend on this order and on the 1e-6.
+    depend on the order of the channels and on the constant 1e-6.
 
     Args:
         length: number of tokens along the axis.

@@ -39,7 +39,7 @@ def anchors_at(index: Tensor, map_width: int, stride: int, scale: float) -> Tens
 
     Returns:
         (n, 4) in pixels of the image. The centre of an anchor at the pixel (y, x) of the map is (y, x) * stride. This
-        is the upper left corner of the area that the pixel covers in the image.
+        point is the upper left corner of the area that the pixel covers in the image.
     """
     place, ratio = index // len(RATIOS), index % len(RATIOS)
     row = place // map_width
@@ -65,7 +65,8 @@ def within(map_sizes: Sequence[tuple[int, int]], padded: tuple[int, int], device
 
     Args:
         map_sizes: (height, width) of each feature map.
-        padded: height and width of the image in pixels, padded to multiples of 32, but not to the size of the batch.
+        padded: height and width of the image in pixels, after the padding to multiples of 32, but without the further
+            padding.
         device: device of the result.
     """
     parts = []

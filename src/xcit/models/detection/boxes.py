@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 MAX_RATIO = abs(math.log(16 / 1000))
-"""The largest absolute value of dw and dh. These are changes of the logarithm of the width and the height."""
+"""The largest absolute value of dw and dh, which are changes of the logarithms of the width and the height."""
 
 _ONE_NMS = 1_000
 """Smallest number of boxes with which non-maximum suppression (NMS) runs on each class separately.

@@ -75,7 +75,7 @@ class MaskRCNNConfig(ReadableConfig):
         Args:
             mean: mean of each channel; None means no change.
             std: standard deviation of each channel; None means no change.
-            size: new `short_side`; `long_side` changes in proportion. None means no change.
+            size: new `short_side`; `long_side` is multiplied by the same factor. None means no change.
 
         Raises:
             XCiTError: if the number of channels is wrong.

@@ -1,4 +1,4 @@
-"""Mask R-CNN (arXiv 1703.06870) with an XCiT as backbone. It gives the results of the published checkpoints.
+"""Mask R-CNN (arXiv 1703.06870) with an XCiT as backbone. It can use the weights of the published checkpoints.
 
 The layers are torchvision's. The published models were trained and measured with mmdetection 2.11. Where the rules of
 torchvision and mmdetection differ, this package follows mmdetection. The rules differ for resizing, anchors, the
@@ -34,11 +34,11 @@ class MaskRCNN(OnPyramid):
     """Detects boxes, labels, scores and masks in images, with the interface of torchvision's detectors.
 
     In evaluation mode, call `model(images)` with images (C, h, w) of any sizes, uint8 or floating-point in 0..1. The
-    result is a dict for each image: "boxes" (n, 4), (x1, y1, x2, y2) in pixels; "labels" (n,) from 1; "scores" (n,),
-    best first; "masks" (n, 1, h, w), probabilities. A pixel belongs to the object if its probability is 0.5 or more.
-    `detect` returns the same objects, but with small masks. Each image is processed separately: in a batch, the padding
-    of an image would depend on the other images. An XCiT also attends to padding, so the objects found in one image
-    would depend on the other images too.
+    result is a dict for each image: "boxes" (n, 4), (x1, y1, x2, y2) in pixels; "labels" (n,) from 1; "scores" (n,)
+    in descending order; "masks" (n, 1, h, w), probabilities. A pixel belongs to the object if its probability is 0.5 or
+    more. `detect` returns the same objects, but with small masks. Each image is processed separately: in a batch, the
+    padding of an image would depend on the other images. An XCiT also attends to padding, so the objects found in one
+    image would depend on the other images too.
 
     In training mode, call `model(images, targets)`. `targets` contains a dict for each image with "boxes" (m, 4),
     "labels" (m,) and "masks" (m, h, w). The result is a dict of losses; training minimises their sum. Images are not
@@ -133,8 +133,8 @@ class MaskRCNN(OnPyramid):
             min_score: objects with lower scores are left out.
             sides: maximum length of the short side and of the long side, in pixels. The image is scaled to the largest
                 size within both limits. None means the values in the config.
-            max_objects: maximum number of objects; the objects with the best scores are returned. If it is above 100,
-                the number in the published models, more proposals are used too (see `num_proposals`).
+            max_objects: maximum number of objects; the objects with the best scores are returned. If the number is
+                above 100, which is the value in the published models, more proposals are used (see `num_proposals`).
 
         Returns:
             The objects, with boxes in pixels of `image`.

@@ -17,7 +17,7 @@ PIXELS_AT_ONCE = 2**22
 
 
 class PastedMask(NamedTuple):
-    """A pasted mask, or a part of it: the probabilities for a rectangle of the image, and its upper left corner."""
+    """A pasted mask, or a part of it: the probabilities for a rectangle of the image, and the rectangle's position."""
 
     top: int
     left: int
@@ -81,12 +81,14 @@ def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def mask_targets(masks: Tensor, boxes: Tensor, chosen: Tensor, size: int) -> Tensor:
-    """Computes the targets of the mask head: for each box, RoIAlign of the mask of its object, thresholded at 0.5.
+    """Computes the targets of the mask head.
+
+    For each box, RoIAlign is applied to the mask of the box's object. Values of 0.5 or more become 1, other values 0.
 
     Args:
         masks: masks of the objects in one image, (objects, height, width), 0 or 1.
         boxes: (n, 4) in pixels of the image.
-        chosen: (n,), for each box the index of its object.
+        chosen: (n,), for each box the index of the box's object.
         size: side s of a target in pixels.
 
     Returns:
@@ -108,7 +110,7 @@ def mask_targets(masks: Tensor, boxes: Tensor, chosen: Tensor, size: int) -> Ten
 
 
 def _span(low: float, high: float, length: int) -> tuple[int, int]:
-    """Returns the first pixel of a box along one axis, and one past the last pixel.
+    """Returns the index of a box's first pixel along one axis, and one past the index of the last pixel.
 
     The box is extended by one pixel on each side, and clipped to the `length` pixels of the image.
     """

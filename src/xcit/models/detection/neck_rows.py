@@ -22,10 +22,10 @@ _MODULES = (
 
 
 def changed_module(*parts: nn.Module) -> str:
-    """Returns the name of the first module that is hooked, wrapped or replaced, or "" if there is no such module.
+    """Returns the name of the first module in `parts` that is hooked, wrapped or replaced, or "" if no module is.
 
-    If the result is "", the outputs of `parts` may be computed from their weights, without calling their modules (see
-    `plain.py` in `xcit.models`).
+    If there are global hooks or an active dispatch mode, the result is "every module". If the result is "", the outputs
+    may be computed from the weights, without calling the modules (see `plain.py` in `xcit.models`).
     """
     if is_anything_watched():
         return "every module"
@@ -57,7 +57,7 @@ def neck_rows(fpn: FeaturePyramidNetwork, maps: Sequence[MapRows]) -> list[MapRo
 
 
 def proposal_rows(head: RPNHead, levels: Sequence[MapRows]) -> list[MapRows]:
-    """Returns, for each map in `levels`, the features from which `proposal_outputs` computes its results.
+    """Returns the features of each map in `levels`. They are the input of `proposal_outputs`.
 
     The features are computed a few rows at a time. `changed_module(head)` must be "".
     """

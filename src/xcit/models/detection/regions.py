@@ -1,9 +1,9 @@
 """Computes the features of boxes by RoIAlign. The size of a box determines which feature map is read for the box.
 
 RoIAlign divides a box into cells. It samples the map on a regular grid in the box, by bilinear interpolation, and
-computes the mean of the samples in each cell. Both operations can be separated into rows and columns. So on a CPU, the
-features of a box are computed by two matrix products with the part of the map that the box covers. A `Level` may read
-this part from a file, so that the map need not be in memory.
+computes the mean of the samples in each cell. The sampling and the mean can both be computed along rows and columns
+separately. So on a CPU, the features of a box are computed by two matrix products with the part of the map that the box
+covers. A `Level` may read this part from a file, so that the map need not be in memory.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from xcit.models.pyramid import STRIDES
 from xcit.models.stripes import spans
 
 _SMALLEST = 56
-"""The number, in pixels of the image, by which `region_levels` divides the side of a box.
+"""`region_levels` divides the side of a box, in pixels of the image, by this number.
 
 The side is the square root of the box's area. A box reads the first map if its side is below 2 * 56 pixels, the second
 map if its side is below 4 * 56, the third map if its side is below 8 * 56, and otherwise the fourth map.
@@ -109,7 +109,7 @@ def region_features(maps: Sequence[Tensor], boxes: Sequence[Tensor], size: int) 
 
 
 def pool_regions(maps: Sequence[Tensor], regions: Tensor, size: int) -> Tensor:
-    """Computes the same as `region_features`, with torchvision's RoIAlign.
+    """Computes the same features as `region_features`, with torchvision's RoIAlign.
 
     Args:
         maps: as in `region_features`.
@@ -130,7 +130,7 @@ def pool_regions(maps: Sequence[Tensor], regions: Tensor, size: int) -> Tensor:
 
 
 def window_features(levels: Sequence[Level], boxes: Tensor, size: int) -> Tensor:
-    """Computes the same as `region_features`, for one image and for maps that are read in parts.
+    """Computes the same features as `region_features`, for one image and from maps that are read in parts.
 
     Args:
         levels: maps of strides 4, 8, 16 and 32.

@@ -52,7 +52,7 @@ NUM_SAMPLED, POSITIVE_SHARE = 512, 0.25
 
 
 class Detections(NamedTuple):
-    """The objects found in an image, best first."""
+    """The objects found in an image, in descending order of their scores."""
 
     boxes: Tensor  # (n, 4), (x1, y1, x2, y2) in pixels of the original image
     labels: Tensor  # (n,), from 1, because 0 is the background
@@ -71,7 +71,7 @@ class Objects(NamedTuple):
 class BoxPredictor(nn.Module):
     """Computes logits and steps from the features of boxes, as in the published models.
 
-    The logits are for the K classes and, last, for the background. The steps are for the K classes.
+    There are K + 1 logits, for the K classes and then for the background. There are steps for each of the K classes.
     """
 
     def __init__(self, in_features: int, num_classes: int) -> None:
@@ -91,7 +91,7 @@ class BoxPredictor(nn.Module):
 
 
 class RoIHeads(nn.Module):
-    """The heads of the second stage: two linear layers for boxes and four convolutions for masks, with predictors.
+    """The heads of the second stage: two linear layers for boxes, four convolutions for masks, a predictor after each.
 
     The layers are torchvision's. The rules for their outputs and for the losses are those of mmdetection.
     """
@@ -227,7 +227,7 @@ class RoIHeads(nn.Module):
         min_score: float,
         most: int = NUM_DETECTIONS,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Selects the objects with the best scores, best first. `most` is the maximum number of objects.
+        """Selects at most `most` objects: the objects with the highest scores, in descending order of the scores.
 
         Returns:
             Boxes (n, 4) in pixels of the original image, labels (n,) from 0, and scores (n,).

@@ -138,8 +138,8 @@ class RegionProposalNetwork(nn.Module):
             maps: the input of `forward`.
             logits: the logits from `forward`.
             steps: the steps from `forward`.
-            padded: height and width of each image in pixels, padded to multiples of 32, but not to the size of the
-                batch.
+            padded: height and width of each image in pixels, after the padding to multiples of 32. The further padding
+                to the size of the largest image in the batch is not included.
             objects: for each image, the boxes (m, 4) of its objects.
         """
         all_logits, all_steps = torch.cat(list(logits), dim=1), torch.cat(list(steps), dim=1)
