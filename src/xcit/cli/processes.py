@@ -30,8 +30,8 @@ def one_voice() -> Iterator[None]:
         if "TORCHELASTIC_ERROR_FILE" in os.environ:
             from torch.distributed.elastic.multiprocessing.errors import ErrorHandler
 
-            # torchrun's summary shows the recorded error without a traceback. If an error does not occur in the main
-            # process, only the summary shows the error.
+            # torchrun's summary shows the recorded error without a traceback. An error that occurs only in a process
+            # other than the main process is shown nowhere else.
             ErrorHandler().record_exception(XCiTError(str(error)))
         if is_main():
             raise

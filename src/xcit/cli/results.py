@@ -122,7 +122,7 @@ class _NoResults(Exception):  # noqa: N818  (it is no error)
 def _output(path: str) -> Iterator[IO[str]]:
     if path == "-":
         yield sys.stdout
-        sys.stdout.flush()  # an error of a closed pipe is raised here, where it is handled
+        sys.stdout.flush()  # if the pipe is closed, the error is raised here, and click handles it
         return
     target = Path(path)
     if target.is_dir():

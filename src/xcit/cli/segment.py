@@ -162,7 +162,7 @@ def _check_no_stripes(large: FullSizeOptions) -> None:
         XCiTError: if an option for images in stripes was given.
     """
     for name in large.given():
-        raise XCiTError(f"{name} is for images in stripes, but --slide uses a window: leave out {name} or --slide")
+        raise XCiTError(f"{name} needs images in stripes, but --slide uses a window: leave out {name} or --slide")
 
 
 class _Files:

@@ -37,7 +37,7 @@ _FORMAT = 1
 _WAIT_SECONDS = 600.0
 """Maximum time in seconds that a process waits until the first process has created the manifest.
 
-Before this, the first process may load a model, which takes less time.
+The first process may load a model before it creates the manifest. This takes less time than the maximum.
 """
 
 _COMPARED = ("verb", "model", "digest", "arguments", "images_a_part", "num_units", "inputs")
@@ -167,7 +167,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def _begin(folder: Path, inputs: Inputs, job: Job, images_a_part: int, resume: bool, share: Share) -> Manifest:
-    """Returns the manifest when this process begins. The first process creates it, and the others wait for it.
+    """Returns the manifest as it is when this process starts. The first process creates it, and the others wait.
 
     Raises:
         XCiTError: if the folder can't be used for this job.

@@ -251,7 +251,7 @@ def name_of(image: Readable | ImageRows, index: int) -> str:
 def opened(image: Readable | ImageRows, name: str, full_size: FullSize) -> AbstractContextManager[ImageRows]:
     """Opens the part of an image that `full_size` selects, as a source of rows."""
     selection = full_size.selection
-    if isinstance(image, StoredPixels):  # opens the source, to read a file by rows and not as a whole
+    if isinstance(image, StoredPixels):  # the source is opened, because a file can be read by rows
         image, selection = image.source, replace(selection, ignore_exif=True)
     return open_rows(image.read() if isinstance(image, NamedImage) else image, name=name, selection=selection)
 

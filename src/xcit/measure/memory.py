@@ -69,7 +69,9 @@ def growth_in_new_process(main: str, request: Mapping[str, Any], *, path: Path |
     if done.returncode:
         said = done.stderr.strip().splitlines()
         raise MemoryUnknownError(
-            said[-1] if said else f"the measuring process ended with status {done.returncode}: out of memory?"
+            said[-1]
+            if said
+            else f"the measuring process ended with status {done.returncode}; it may have run out of memory"
         )
     return int(done.stdout.split()[-1])
 
@@ -114,7 +116,7 @@ def cuda_growth(work: Callable[[], object], allocated_before: int, device: torch
 
 def _tensor_bytes() -> int:
     """Returns the bytes of all CPU tensors that Python's garbage collector tracks; shared storage counts once."""
-    # `type` instead of `isinstance`, because `isinstance` reads `__class__`, and some objects then print a warning.
+    # `type` is used, because `isinstance` reads `__class__`, and some objects then print a warning.
     tensors = [found for found in gc.get_objects() if type(found) in (Tensor, nn.Parameter) and _has_memory(found)]
     return sum({storage.data_ptr(): storage.nbytes() for storage in (t.untyped_storage() for t in tensors)}.values())
 

@@ -169,7 +169,7 @@ def test(
             recipe = replace(recipe, model=recipe.model.prepared(mean=mean, std=std, size=size))
             return measure_detector(recipe, checkpoint, data, how)
     raise XCiTError(
-        f"{recipe.name} trains no classifier, no segmenter and no detector; features are measured by `xcit knn` and "
+        f"{recipe.name} trains no classifier, no segmenter and no detector; measure features with `xcit knn` or "
         "`xcit linear`"
     )
 
