@@ -50,7 +50,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Shown(reprlib.Repr):
-    """Formats values for error messages, in limited length: a short file can contain huge values, by YAML aliases."""
+    """Formats values for error messages and shortens them, because YAML aliases can make values huge."""
 
     def __init__(self) -> None:
         super().__init__()

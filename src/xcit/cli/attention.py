@@ -48,8 +48,8 @@ For each image, the folder --out gets
                       float32; a GeoTIFF if the image is georeferenced
   NAME-xca.png        with --xca: covariance of the channels in each block
 
-With --xca, the folder also gets one file temperatures.png. Images from several folders keep their relative paths in
---out.
+With --xca, the folder also gets one file temperatures.png. If the images are in several folders, --out gets the same
+subfolders.
 
 For many images, --parquet writes the maps to a folder of Parquet parts instead of these files. If the command is
 killed, --resume continues it. With --parquet, INPUT may also be a list, a URL, tar shards, FILE.parquet or a data set,

@@ -159,7 +159,7 @@ def _with_labels_of(
     *,
     is_mapped: bool,
 ) -> tuple[LabelledImages, str]:
-    """Relabels images with the model's class indices, also if the data have only some of the model's classes.
+    """Relabels images with the model's class indices, even if the data have only some of the model's classes.
 
     Each class name in the data is matched with the id, name or index of one of the model's classes. A number in a class
     map is always used as an index. A folder name that is a number is used as an index only if all folder names are

@@ -177,7 +177,7 @@ def headings(machine: Machine, what: str, rounds: int) -> tuple[str, str]:
 
 
 def flops_per_second(value: float) -> str:
-    """Formats a speed, given in FLOP/s, in GFLOP/s. Speeds of at least 1e12 FLOP/s are given in TFLOP/s."""
+    """Formats a speed, given in FLOP/s, as GFLOP/s, or as TFLOP/s if it is at least 1e12 FLOP/s."""
     return f"{value / 1e12:.1f} TFLOP/s" if value >= 1e12 else f"{value / 1e9:.1f} GFLOP/s"
 
 

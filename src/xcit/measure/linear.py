@@ -48,7 +48,7 @@ _DEVICE_BATCH = 128
 """Images per forward pass of each process."""
 
 _KEPT = ("backbone", "data", "class_map", "augmented", "lrs", "epochs", "class_weights")
-"""Fields of the config that must not change when a run is resumed, in addition to the batch size."""
+"""These fields of the config, and the batch size, must not change when a run is resumed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +150,7 @@ def train_linear(
         data: a folder with train/<class>/<image> and val/<class>/<image>, or the name of a data set (see
             `open_labelled_images`).
         directory: the run's folder; it is created if it does not exist.
-        lrs: learning rates for a global batch size of 256; for another `batch_size` they are scaled in proportion. One
+        lrs: learning rates for a global batch size of 256; they are scaled in proportion to `batch_size`. One
             classifier is trained per learning rate, all on the same features. The classifier with the highest top-1 on
             the validation images is saved, so this top-1 is slightly too high.
         epochs: number of epochs.

@@ -40,7 +40,7 @@ def load_for(recipe: Any, checkpoint: str | os.PathLike[str], kind: Kind[Config,
     if record.kind is not kind:
         raise XCiTError(f"{name} is no {kind.name}, but {recipe.name} trains a {kind.name}")
     if record.recipe != recipe.name and _shape(record.model, kind) != _shape(recipe.model, kind):
-        raise XCiTError(f"{record.name} does not fit {recipe.name}: its recipe is {record.recipe}")
+        raise XCiTError(f"{record.name} does not fit {recipe.name}: the model's recipe is {record.recipe}")
     return kind.require(load_record(record), name)
 
 

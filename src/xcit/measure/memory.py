@@ -4,7 +4,7 @@ On a GPU, torch's statistics are used: the peak of the allocated memory in a sec
 allocated before the first run.
 
 On the CPU, the resident memory of a new process is measured. So the figure includes the overhead of allocators and
-libraries, and no memory of earlier work. The function runs twice. The first run is a warm-up: it loads code, starts
+libraries, but no memory of earlier work. The function runs twice. The first run is a warm-up: it loads code, starts
 threads and compiles. Then free memory is returned to the system and the system's peak is reset, and the second run is
 measured. Tensors that remain after the first run, for example in a cache, are added to the result. The measurement
 needs Linux, because other systems can't reset the peak.

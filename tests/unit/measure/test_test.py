@@ -232,7 +232,7 @@ def test_the_checkpoint_must_fit_the_recipe(setting: Setting) -> None:
     with pytest.raises(XCiTError, match="The file has 3 classes, the model 1000"):
         setting.test()
     with pytest.raises(
-        XCiTError, match="xcit-pico-fashion-mnist does not fit tiny: its recipe is xcit-pico-fashion-mnist"
+        XCiTError, match="xcit-pico-fashion-mnist does not fit tiny: the model's recipe is xcit-pico-fashion-mnist"
     ):
         setting.test(checkpoint="packaged")
 
