@@ -63,7 +63,7 @@ def block_numbers(context: click.Context, parameter: click.Parameter, text: str)
 @click.option(
     "--out-type",
     type=click.Choice(OUT_TYPES),
-    show_default="what the model itself pools: cls_token or avg_featmap",
+    show_default="the feature that the model pools: cls_token or avg_featmap",
     help="Class token, map of the patch tokens, mean of the map, or all tokens (raw).",
 )
 @click.option(

@@ -48,7 +48,7 @@ PROTOCOLS = ("mmpretrain", "official")
     "--ignore",
     type=click.IntRange(0, 255),
     metavar="LABEL",
-    help="For segmentation: a label whose pixels do not count.",
+    help="For segmentation: label of pixels that are not counted.",
 )
 @click.option(
     "--ignore-exif",

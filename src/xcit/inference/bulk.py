@@ -158,7 +158,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise XCiTError(f"{folder}: no results, it has no {MANIFEST}") from None
+        raise XCiTError(f"{folder}: no results: the folder has no {MANIFEST}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise XCiTError(f"{path}: can't be read: {error}") from None
     if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
@@ -190,7 +190,7 @@ def _begin(folder: Path, inputs: Inputs, job: Job, images_a_part: int, resume: b
     if share.rank == 0:
         if not path.exists() and folder.exists() and (not folder.is_dir() or not all(map(_is_ours, folder.iterdir()))):
             raise XCiTError(f"{folder}: already exists, but contains no results to resume: choose another folder")
-        if not path.exists() or not read_manifest(folder)["parts"]:  # no results are lost
+        if not path.exists() or not read_manifest(folder)["parts"]:  # there are no results to lose
             make_folder(folder)
             _write(path, wanted)
         elif not resume:

@@ -168,7 +168,7 @@ def write_feature_map(
             path.with_suffix(".json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         Image.fromarray(component_picture(features)).save(path.with_suffix(".png"))
     except OSError as error:
-        raise XCiTError(f"{path}: a file beside it can't be written: {error.strerror}") from None
+        raise XCiTError(f"{path}: the .json or .png file of this map can't be written: {error.strerror}") from None
     return (*found.grid, network.config.embed_dim)
 
 
