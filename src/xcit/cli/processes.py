@@ -22,7 +22,7 @@ def is_main() -> bool:
 def one_voice() -> Iterator[None]:
     """Lets only the main process print the message about a user's mistake.
 
-    The other processes exit with the same status and print nothing, because the error occurs in all processes.
+    The other processes exit with the same status and print nothing, because the error usually occurs in all processes.
     """
     try:
         yield

@@ -1,7 +1,7 @@
 """Writes results of many images to a folder of Parquet parts with a manifest, in any number of processes.
 
 A part is a Parquet file. The manifest is a JSON file that lists the finished parts. The images are divided into units
-(see `Unit`). Each unit is processed by one process, which writes its rows to one or more parts. All parts of a unit
+(see `Unit`). One process computes the rows of a unit, and writes the rows to one or more parts. All parts of a unit
 have the same number of images, except the last part.
 
 A part is written completely, and then added to the manifest. So the results of a killed run are valid, and a resumed

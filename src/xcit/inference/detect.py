@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from xcit.models.detection.roi_heads import Detections
 
 MAX_OBJECTS = 100
-"""Default of the largest number of objects in an image, as in the published models."""
+"""Default limit on the number of objects in an image, as in the published models."""
 
 _MOST_PIXELS = 2**32 - 1
 """Largest number of pixels of an image, because COCO's code counts the pixels of compressed masks in 32 bits."""

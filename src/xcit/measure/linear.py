@@ -71,7 +71,7 @@ class LinearReport:
     def best(self) -> LinearAccuracy:
         """The result with the highest top-1. If several results have this top-1, the first one is returned.
 
-        The validation images both select and measure this result, so its top-1 is slightly too high.
+        The same validation images are used to select and to measure this result, so its top-1 is slightly too high.
         """
         return max(self.accuracies, key=lambda accuracy: accuracy.num_right1)
 

@@ -33,7 +33,7 @@ class SpeedConfig:
         batch_sizes: batch sizes; each of them is measured at each image size.
         dtype: dtype of weights and images. On a GPU, float32 does not use TF32.
         device: where to compute; None means a GPU if there is one, else the CPU.
-        threads: number of CPU threads; None means the number that torch is set to.
+        threads: number of CPU threads; None means the number that is set in torch.
         rounds: number of timed forward passes at each image size and batch size.
         memory: whether to measure peak memory too (as defined in `xcit.measure.memory`).
 
