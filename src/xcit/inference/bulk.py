@@ -217,7 +217,7 @@ def _difference(found: Manifest, wanted: Manifest) -> str:
 def _write_unit(
     folder: Path, number: int, unit: Unit, job: Job, images_a_part: int, num_parts: int, progress: Progress
 ) -> Manifest:
-    """Computes and writes the remaining parts of a unit; its first `num_parts` parts are already finished."""
+    """Computes and writes the remaining parts of a unit. The unit's first `num_parts` parts are already finished."""
     from pyarrow import field, schema, string
 
     columns = schema([field("file", string()), field("error", string()), *job.columns])

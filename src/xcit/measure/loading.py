@@ -31,7 +31,7 @@ def load_for(recipe: Any, checkpoint: str | os.PathLike[str], kind: Kind[Config,
     if is_exported(checkpoint):
         exported = kind.require(load_exported(checkpoint), name)
         if _shape(exported.config, kind) != _shape(recipe.model, kind):
-            raise XCiTError(f"{name} was exported from a model of another architecture than {recipe.name} trains")
+            raise XCiTError(f"the exported model {name} has another architecture than the model of {recipe.name}")
         return exported
     if is_file(checkpoint) or "://" in name:
         # In some recipes the number of classes is 0, which means that it comes from the training data.
