@@ -50,7 +50,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Shown(reprlib.Repr):
-    """Formats values for error messages, in limited length: with YAML aliases, a short file can have huge values."""
+    """Formats values for error messages and shortens them, because YAML aliases can make values huge."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ def load_yaml(kind: type[Config], path: Path) -> Config:
     """Reads a config of class `kind` from a YAML file.
 
     Raises:
-        XCiTError: if the file can't be read or is not YAML, or for the reasons of `from_dict`.
+        XCiTError: if the file can't be read or is not YAML, or if `from_dict` does not accept its values.
     """
     return from_dict(kind, read_yaml(path), where=f"{path}: ")
 

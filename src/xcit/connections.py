@@ -20,7 +20,7 @@ def open_answer(request: Request, *, timeout: float, patience: float) -> Any:
     Args:
         request: a request with an http, https or file URL. Environment variables such as `https_proxy` set the proxies.
         timeout: number of seconds without data from the server after which the connection counts as broken.
-        patience: largest number of seconds to establish a connection, including the DNS lookup of the host.
+        patience: maximum time to establish a connection, in seconds, including the DNS lookup of the host.
     """
     # `urlopen` is not used, because it reads the environment variables for proxies only at its first call.
     return build_opener(_Connecting(patience), _SafeRedirects).open(request, timeout=timeout)
@@ -104,7 +104,7 @@ def in_time(action: Callable[[], Result], seconds: float) -> Result:
 
 
 def unreached(host: str | None, error: BaseException) -> str:
-    """Returns a line of text that says that a host was not reached, and for which reason."""
+    """Returns a line of text that says that a host was not reached, and why."""
     reason = reason_of(error)
     return f"no answer from {host}" if reason == _LATE else f"cannot reach {host}: {reason}"
 

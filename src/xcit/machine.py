@@ -34,9 +34,9 @@ def is_amd() -> bool:
 
 
 def free_memory() -> int | None:
-    """Returns the bytes of memory that a process can use without swapping; None if the system does not report it.
+    """Returns the number of bytes that a process can use without swapping; None if the system does not report it.
 
-    A system without `/proc/meminfo` only reports its total memory, which is then returned.
+    On a system without `/proc/meminfo`, the total memory is used instead of the free memory.
     """
     found = []
     information = Path("/proc/meminfo")

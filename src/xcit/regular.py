@@ -14,7 +14,7 @@ from xcit.errors import XCiTError
 def regular(path: str | os.PathLike[str]) -> Path:
     """Returns a path, after a check that it is not a pipe, a socket or a device.
 
-    A missing file or a folder raises no error here, because opening it raises an error anyway.
+    This function raises no error for a missing file or for a folder, because opening them raises an error anyway.
 
     Raises:
         OSError: if the path is a pipe, a socket or a device.

@@ -13,7 +13,7 @@ from pathlib import Path
 from xcit.errors import XCiTError
 
 _TEMPORARY = ".xcit-{}.tmp"
-"""The form of the names of unfinished files: hidden, with a random part, so that no file of the user is replaced."""
+"""Name of an unfinished file. It is hidden, and `{}` is random text, so that no file of the user is replaced."""
 
 _MAX_LINKS = 40
 """Largest number of symbolic links that are followed in a chain; Linux has the same limit."""

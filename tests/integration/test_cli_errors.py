@@ -171,7 +171,7 @@ ONE_LINE = [
     (f"test {PICO} packaged --data flat", "images without class folders need a file val.txt with their labels"),
     (f"test {PICO} packaged --data colours", "colours has 3 classes, but the model's 10 classes do not include 'blau'"),
     (f"test {PICO} xcit-nano-12-p16 --data colours", "xcit-nano-12-p16_3rdparty_in1k does not fit xcit-pico-"),
-    (f"test {PICO} packaged --data colours --protocol official", "is no ImageNet recipe: the published protocols"),
+    (f"test {PICO} packaged --data colours --protocol official", "is not an ImageNet recipe: the published protocols"),
     (f"test {PICO} empty --data colours", "empty is a folder, not a checkpoint"),
     (f"test {PICO} nowhere.pth --data colours", "cannot read nowhere.pth: no such file"),
     (f"test {PICO} headless.safetensors --data colours", "headless.safetensors: a backbone without a classifier"),
@@ -286,7 +286,7 @@ def test_image_that_can_not_be_scaled_is_left_out_of_the_measurement(xcit, colou
         assert done.err.splitlines() == [
             "3 classes: blau, grün, rot; 31 images in data",
             "warning: data has no folder val: all its images are measured, and the model may have been trained on "
-            "them; to measure only images that a run was not trained on, give the same holdout as for that run",
+            "them; to measure only images that the model was not trained on, give the holdout of its training run",
             "xcit: data/rot/hair.png: an image of 1 x 700000 pixels is too elongated to scale its short side to 16",
             "xcit: model run/model.safetensors (3 classes)",
             "xcit: 1 images could not be read and were not measured",

@@ -56,7 +56,7 @@ def test_exported_and_used(xcit, weights: Path, tmp_path: Path) -> None:
     ("options", "message"),
     [
         (("--to", "onnx", "--int8", "empty"), "empty"),
-        (("--to", "onnx", "--int8", "empty", "--dtype", "float16"), "--int8 is a precision of its own"),
+        (("--to", "onnx", "--int8", "empty", "--dtype", "float16"), "give --int8 or --dtype, not both"),
         (("--to", "torch-export", "--out", "a.onnx"), "an export to torch-export is a file ending in .pt2"),
         (("--to", "openvino", "--features", "cls_token", "--layers", "0"), "block 0 has no class token"),
     ],

@@ -116,7 +116,7 @@ def test_max_size(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     [
         (("predict", BAG, "--memory", "1GB"), "--memory is for images at their own size: give --full-size too"),
         (("predict", BAG, "--full-size", "--memory", "much"), "'much' is not a size such as 4GB"),
-        (("features", BAG, "--out", "a.npy"), "a .npy file is for one map"),
+        (("features", BAG, "--out", "a.npy"), "a .npy file contains one map"),
         (("attention", BAG, "--out", "a", "--full-size", "--resize", "64"), "give --full-size, or --resize, not both"),
         (("max-size", "packaged", "--memory", "1kB"), "no image can be processed in 1 kB of memory"),
     ],

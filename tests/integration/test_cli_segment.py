@@ -99,7 +99,7 @@ def check_full_size(xcit, scenes: Path, model: Path, tmp_path: Path) -> None:
     with Image.open(out / "map-overlay.png") as picture:
         assert picture.width == 768
     refused = xcit("segment", images, "--model", model, "--out", out, "--slide", "--full-size", "--memory", "1GB")
-    assert refused.status == 2 and "--memory is for images in stripes" in refused.err
+    assert refused.status == 2 and "--memory needs images in stripes" in refused.err
 
 
 def test_mistakes_are_one_line(xcit, scenes: Path, tmp_path: Path) -> None:

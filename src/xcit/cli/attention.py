@@ -48,8 +48,8 @@ For each image, the folder --out gets
                       float32; a GeoTIFF if the image is georeferenced
   NAME-xca.png        with --xca: covariance of the channels in each block
 
-With --xca, the folder also gets one file temperatures.png. Images from several folders keep their relative paths in
---out.
+With --xca, the folder also gets one file temperatures.png. If the images are in several folders, --out gets the same
+subfolders.
 
 For many images, --parquet writes the maps to a folder of Parquet parts instead of these files. If the command is
 killed, --resume continues it. With --parquet, INPUT may also be a list, a URL, tar shards, FILE.parquet or a data set,
@@ -74,7 +74,7 @@ torchrun --nproc-per-node 8 -m xcit attention INPUT... --out DIR --parquet
     "--threshold",
     type=click.FloatRange(min=0, max=1, min_open=True),
     metavar="SHARE",
-    help="In each map, show only the cells with the largest values, which together make up this share of the map's "
+    help="In each map, show only the cells with the largest values. Together, they make up this share of the map's "
     "sum, such as 0.6. By default, all cells are shown.",
 )
 @click.option(
@@ -94,7 +94,7 @@ torchrun --nproc-per-node 8 -m xcit attention INPUT... --out DIR --parquet
 @click.option("--parquet", is_flag=True, help="Write a folder of Parquet parts instead, for many images; see --resume.")
 @bulk_options(part_size=128)
 @exif_option
-@full_size_options("Process images of any size in bounded memory. Pictures show a small copy of a large image.")
+@full_size_options("Process images of any size in bounded memory. A picture shows a large image as a small copy.")
 @compute_options(batch_size=None)
 @one_voice()
 def attention(
@@ -133,7 +133,7 @@ def attention(
             ("--xca", xca), ("--tiff", tiff), ("--arrays", arrays), ("--threshold", threshold is not None)
         ):  # fmt: skip
             if is_given:
-                raise XCiTError(f"give --parquet or {name}, not both: --parquet writes complete maps, no other files")
+                raise XCiTError(f"give --parquet or {name}, not both: --parquet writes only complete maps")
         check_no_full_size(large.full_size, str(out))
         need_packages("Parquet", "pyarrow")
         images = open_words(inputs or tuple(map(str, packaged_images())), bulk, ignore_exif=ignore_exif)

@@ -171,9 +171,9 @@ def print_table(title: str, headers: tuple[str, ...], groups: list[tuple[tuple[s
 _COMPLEXITY_HELP = """Show how the cost of a model grows with the image size.
 
 NAME is an architecture or the name of a model. The column FLOPs contains the number of multiply-accumulates without the
-head, counted by the published rule. The column torch FLOPs contains the count of torch's own counter, which counts each
-multiply-accumulate as 2. The last row contains the exponents of power laws, which are fitted to the cost as a function
-of the number of tokens. An exponent of 1 means that the cost grows linearly.
+head, counted as for the published figures. The column torch FLOPs contains the count of torch's own counter, which
+counts each multiply-accumulate as 2. The last row contains the exponents of power laws, which are fitted to the cost as
+a function of the number of tokens. An exponent of 1 means that the cost grows linearly.
 
 \b
 Example:

@@ -29,7 +29,7 @@ _NO_ARGUMENTS = (
     *("out", "json_path", "csv_path", "parquet", "no_pictures", "no_overlays", "no_figures", "threshold"),
     *("device", "batch_size", "resume"),
 )
-"""Command-line parameters that are not recorded in `arguments` of the manifest.
+"""Command-line parameters that are not recorded in the manifest's entry `arguments`.
 
 These parameters do not affect the rows of the result, or another entry of the manifest records them.
 """
@@ -220,9 +220,10 @@ def write_bulk(
 
 
 def _is_given(value: Any) -> bool:
-    """Returns whether the user gave an option: its value is then neither None nor False.
+    """Returns whether the user gave an option. The value of an option that was not given is None or False.
 
-    Only these options are recorded. So a later version of the command, with more options, can resume older results.
+    Only options that were given are recorded. So if a later version of the command has more options, it can still
+    resume the results of an earlier version.
     """
     return value is not None and value is not False
 

@@ -1,4 +1,4 @@
-"""Functions that `xcit segment`, `xcit detect` and `xcit attention` share: for inputs, paths of results, and models."""
+"""Opens inputs, chooses result paths, and loads models, for `xcit segment`, `xcit detect` and `xcit attention`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any

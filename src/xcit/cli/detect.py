@@ -42,12 +42,12 @@ For each image, the folder --out gets
 The folder also gets detections.json: images, categories and annotations of all images in COCO's format. Each annotation
 has a score, and its mask is COCO's compressed RLE.
 
-An image is resized to the largest size at which its short side is at most --short-side and its long side at most
+An image is resized to the largest size at which its short side is at most --short-side, and its long side is at most
 --long-side.
 
-With --full-size, an image of any size is processed at its own size, in stripes, in the memory that --memory allows. The
-objects are the same as without stripes: no object is cut at the edge of a stripe. The picture then shows a small copy
-of a large image. If the image is georeferenced or a slide, NAME-detections.geojson contains the masks as polygons: in
+With --full-size, an image of any size is processed at its own size, in stripes. --memory limits the memory. The objects
+are the same as without stripes: no object is cut at the edge of a stripe. The picture then shows a small copy of a
+large image. If the image is georeferenced or a slide, NAME-detections.geojson contains the masks as polygons: in
 map coordinates, or for a slide in the pixel coordinates that QuPath imports.
 
 For many images, --parquet writes a folder of Parquet parts instead of these files. If the command is killed, --resume
@@ -86,14 +86,15 @@ torchrun --nproc-per-node 8 -m xcit detect INPUT... --out DIR --parquet
 @click.option(
     "--long-side",
     type=click.IntRange(min=1),
-    help="Largest long side of a resized image, in pixels; by default in proportion to --short-side.",
+    help="Largest long side of a resized image, in pixels; by default --short-side times the "
+    "model's ratio of long side to short side.",
 )
 @click.option(
     "--max-objects",
     type=click.IntRange(min=1),
     default=100,
     show_default=True,
-    help="Largest number of objects per image. Above 100, ten proposals per object are computed.",
+    help="Largest number of objects per image. If it is above 100, ten proposals per object are computed.",
 )
 @full_size_options("Process images of any size at their own size, in stripes.")
 @click.option("--no-pictures", is_flag=True, help="Do not write NAME-detections.png.")

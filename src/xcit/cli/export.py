@@ -104,7 +104,7 @@ def export(
     target = cast(Target, to)
     need_packages(f"exporting to {to}", *FORMATS[target].packages)
     if calibration is not None and dtype is not None:
-        raise XCiTError("--int8 is a precision of its own: leave --dtype out")
+        raise XCiTError("give --int8 or --dtype, not both")
     path = Path(out) if out is not None else Path(f"{_base(model)}{_ENDINGS.get(to, '.onnx')}")
     network = _load(model, weights, how)
     wanted = Wanted(

@@ -63,7 +63,7 @@ def block_numbers(context: click.Context, parameter: click.Parameter, text: str)
 @click.option(
     "--out-type",
     type=click.Choice(OUT_TYPES),
-    show_default="what the model itself pools: cls_token or avg_featmap",
+    show_default="the feature that the model pools: cls_token or avg_featmap",
     help="Class token, map of the patch tokens, mean of the map, or all tokens (raw).",
 )
 @click.option(
@@ -129,13 +129,13 @@ def features(
         path = Path(out)
         if not (large.full_size and out_type == "featmap" and len(layers) == 1):
             raise XCiTError(
-                f"{out}: a {path.suffix} file is for one map: give --full-size, --out-type featmap and one block"
+                f"{out}: a {path.suffix} file contains one map: give --full-size, --out-type featmap and one block"
             )
         passed_by = PassedBy()
         paths = find_images(inputs, passed_by)
         say_passed_by(passed_by)
         if len(paths) != 1:
-            raise XCiTError(f"{out}: a {path.suffix} file is for the map of one image, not of {len(paths)}")
+            raise XCiTError(f"{out}: a {path.suffix} file contains the map of one image, not of {len(paths)}")
         place = checked_device(device)
         loaded = load_model(model, weights, place, how)
         network, _, _ = prepare_model(loaded, place, checked_dtype(dtype))

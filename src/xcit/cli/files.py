@@ -36,7 +36,7 @@ def images_outside(inputs: Sequence[str], out: Path) -> list[Path]:
 
 
 def say_passed_by(passed_by: "PassedBy") -> None:
-    """Prints a line on standard error if a search for images left out files: how many files, and of which types."""
+    """Prints the number and the types of the files that a search for images left out, if any, on standard error."""
     if str(passed_by) and is_main():
         say(f"xcit: left out: {passed_by}", err=True, indent=2)
 

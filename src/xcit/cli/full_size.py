@@ -20,7 +20,7 @@ def full_size_of(large: "FullSizeOptions", *, num_images: int) -> Iterator["Full
     """Yields the settings for images that are processed at their own size, or None without --full-size.
 
     Raises:
-        XCiTError: if an option is invalid, or needs --full-size and --full-size is not given.
+        XCiTError: if an option is invalid, or if an option that needs --full-size is given without --full-size.
     """
     if not large.full_size:
         for name in large.given():
@@ -45,7 +45,7 @@ def full_size_of(large: "FullSizeOptions", *, num_images: int) -> Iterator["Full
     )
 
     with progress_bar("full size", unit="rows") as bar:
-        shown = 0  # number of rows of the current image that are done
+        shown = 0  # number of finished rows of the current image
 
         def progress(done: int, total: int) -> None:
             nonlocal shown

@@ -10,7 +10,7 @@ TASKS = ("segmentation", "detection")
 
 @click.command("make-data")
 @click.argument("kind", type=click.Choice(KINDS))
-@click.option("--task", type=click.Choice(TASKS), required=True, help="Task that the labels are for.")
+@click.option("--task", type=click.Choice(TASKS), required=True, help="Task for which the data set is created.")
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="New folder for the data set."
 )

@@ -84,7 +84,7 @@ class FileOptions:
     size: int | None = None
 
     def changes(self, weights: str | None) -> bool:
-        """Returns whether `weights` or these options change the weights or the architecture of the named model."""
+        """Returns whether `weights`, --key or --stem-strides is given and changes a model's weights or architecture."""
         return not (weights is None and self.key is None and self.stem_strides is None)
 
     def apply(self, model: Any, name: str) -> None:

@@ -22,7 +22,7 @@ def is_main() -> bool:
 def one_voice() -> Iterator[None]:
     """Lets only the main process print the message about a user's mistake.
 
-    The other processes exit with the same status and print nothing, because the error occurs in all processes.
+    The other processes exit with the same status and print nothing, because the error usually occurs in all processes.
     """
     try:
         yield
@@ -30,8 +30,8 @@ def one_voice() -> Iterator[None]:
         if "TORCHELASTIC_ERROR_FILE" in os.environ:
             from torch.distributed.elastic.multiprocessing.errors import ErrorHandler
 
-            # torchrun's summary shows the recorded error without a traceback. If an error does not occur in the main
-            # process, only the summary shows the error.
+            # torchrun's summary shows the recorded error without a traceback. An error that occurs only in a process
+            # other than the main process is shown nowhere else.
             ErrorHandler().record_exception(XCiTError(str(error)))
         if is_main():
             raise

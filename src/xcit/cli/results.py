@@ -89,7 +89,7 @@ class CSVResults:
 
 @contextmanager
 def open_results(json_path: str | None, csv_path: str | None) -> Iterator[Results]:
-    """Yields the destination of the results: the file of one of the paths, or the screen if both paths are None.
+    """Yields the destination of the results: a JSON or CSV file, or the screen if both paths are None.
 
     An earlier file is replaced only when the new file is complete. After an interrupt, the incomplete results are
     written to the file; if there is an earlier file, they are written to NAME.part instead. If no input could be read,
@@ -122,7 +122,7 @@ class _NoResults(Exception):  # noqa: N818  (it is no error)
 def _output(path: str) -> Iterator[IO[str]]:
     if path == "-":
         yield sys.stdout
-        sys.stdout.flush()  # an error of a closed pipe is raised here, where it is handled
+        sys.stdout.flush()  # if the pipe is closed, the error is raised here, and click handles it
         return
     target = Path(path)
     if target.is_dir():

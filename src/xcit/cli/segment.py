@@ -46,8 +46,8 @@ For each image, the folder --out gets
   NAME-labels.png   the class of each pixel, as a palette image
   NAME-overlay.png  the classes' colours over the image, with a legend
 
-The folder also gets areas.json: for each image, the share of pixels of each class. Images from several folders keep
-their relative paths in --out.
+The folder also gets areas.json: for each image, the share of pixels of each class. If the images are in several
+folders, --out gets the same subfolders.
 
 --slide moves a window over each image, and averages the logits where windows overlap. With --slide --full-size, the
 image is not resized, and the memory for the logits does not grow with the image.
@@ -162,7 +162,7 @@ def _check_no_stripes(large: FullSizeOptions) -> None:
         XCiTError: if an option for images in stripes was given.
     """
     for name in large.given():
-        raise XCiTError(f"{name} is for images in stripes, but --slide uses a window: leave out {name} or --slide")
+        raise XCiTError(f"{name} needs images in stripes, but --slide uses a window: leave out {name} or --slide")
 
 
 class _Files:

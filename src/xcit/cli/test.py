@@ -38,7 +38,7 @@ PROTOCOLS = ("mmpretrain", "official")
 @click.option(
     "--protocol",
     type=click.Choice(PROTOCOLS),
-    help="Published preprocessing of ImageNet's images; by default mmpretrain's.",
+    help="Published preprocessing to use for ImageNet's images; by default mmpretrain's.",
 )
 @file_options
 @window_options("For segmentation: use a sliding window instead of the whole image.")
@@ -48,7 +48,7 @@ PROTOCOLS = ("mmpretrain", "official")
     "--ignore",
     type=click.IntRange(0, 255),
     metavar="LABEL",
-    help="For segmentation: a label whose pixels do not count.",
+    help="For segmentation: label of pixels that are not counted.",
 )
 @click.option(
     "--ignore-exif",
@@ -93,10 +93,10 @@ def test(
 ) -> int:
     """Measure CHECKPOINT (a file, a URL or a name) on labelled images, with the task and preprocessing of CONFIG.
 
-    CONFIG is the name of a recipe, the path of an mmpretrain config with a recipe's name, or a run's config.yaml. For
-    classification, the command prints top-1, top-5 and loss, and writes report.json, confusion.csv and confusion.png.
-    For segmentation, it prints mIoU, mAcc and aAcc, and writes report.json, iou.csv and confusion.csv. For detection,
-    it prints COCO's twelve metrics for boxes and for masks, and writes report.json.
+    CONFIG is the name of a recipe, the path of an mmpretrain config with a recipe's name as its file name, or a
+    run's config.yaml. For classification, the command prints top-1, top-5 and loss, and writes report.json,
+    confusion.csv and confusion.png. For segmentation, it prints mIoU, mAcc and aAcc, and writes report.json, iou.csv
+    and confusion.csv. For detection, it prints COCO's twelve metrics for boxes and for masks, and writes report.json.
     """
     from typing import cast
 

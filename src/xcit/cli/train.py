@@ -70,8 +70,9 @@ Exit status:
     is_flag=False,
     flag_value="auto",
     metavar="[auto|PATH]",
-    help="Resume a run. Without a value, or with auto: from the last checkpoint in the run's folder; if there is no "
-    "checkpoint, a new run starts. With PATH: from this checkpoint, or from the last checkpoint in this folder.",
+    help="Resume a run. Without a value, or with auto, continue from the last checkpoint in the run's folder; if there "
+    "is no checkpoint, start a new run. With PATH, continue from this checkpoint, or from the last checkpoint in this "
+    "folder.",
 )
 @click.option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ...; by default a GPU if there is one, else cpu.")
 @click.argument("changes", nargs=-1, type=click.UNPROCESSED, metavar="[--FIELD VALUE]...")

@@ -52,15 +52,16 @@ class ClassAttentionMaps:
 
     Attributes:
         source: the image's path or name; for an image in memory, "image N", where N is its index in the input.
-        image: the image as the model sees it, RGB (h, w, 3): grey if the model has one channel, resized if requested.
+        image: the image as the model sees it, RGB (h, w, 3). It is grey if the model has one channel, and resized if
+            `resize` was given.
         block: index of the class attention block, from 0.
         patch_size: number of pixels of `image` from one cell to the next.
         heads: (M, H, W), each head's attention over the patches.
         class_token: (M,), each head's attention on the class token itself.
         scale: number of pixels of the original image per pixel of `image`, along a side. It is above 1 only for a large
             image at full size: `image` is then a small copy.
-        cells: for an image at full size: position of the cells in the image file and on the ground (see `CellPlace`);
-            otherwise None.
+        cells: position of the cells in the image file and on the ground (see `CellPlace`); None if the image was not
+            processed at full size.
     """
 
     source: str

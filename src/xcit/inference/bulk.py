@@ -1,7 +1,7 @@
 """Writes results of many images to a folder of Parquet parts with a manifest, in any number of processes.
 
 A part is a Parquet file. The manifest is a JSON file that lists the finished parts. The images are divided into units
-(see `Unit`). Each unit is processed by one process, which writes its rows to one or more parts. All parts of a unit
+(see `Unit`). One process computes the rows of a unit, and writes the rows to one or more parts. All parts of a unit
 have the same number of images, except the last part.
 
 A part is written completely, and then added to the manifest. So the results of a killed run are valid, and a resumed
@@ -37,7 +37,7 @@ _FORMAT = 1
 _WAIT_SECONDS = 600.0
 """Maximum time in seconds that a process waits until the first process has created the manifest.
 
-Before this, the first process may load a model, which takes less time.
+The first process may load a model before it creates the manifest. This takes less time than the maximum.
 """
 
 _COMPARED = ("verb", "model", "digest", "arguments", "images_a_part", "num_units", "inputs")
@@ -158,7 +158,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise XCiTError(f"{folder}: no results, it has no {MANIFEST}") from None
+        raise XCiTError(f"{folder}: no results: the folder has no {MANIFEST}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise XCiTError(f"{path}: can't be read: {error}") from None
     if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
@@ -167,7 +167,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def _begin(folder: Path, inputs: Inputs, job: Job, images_a_part: int, resume: bool, share: Share) -> Manifest:
-    """Returns the manifest when this process begins. The first process creates it, and the others wait for it.
+    """Returns the manifest as it is when this process starts. The first process creates it, and the others wait.
 
     Raises:
         XCiTError: if the folder can't be used for this job.
@@ -190,7 +190,7 @@ def _begin(folder: Path, inputs: Inputs, job: Job, images_a_part: int, resume: b
     if share.rank == 0:
         if not path.exists() and folder.exists() and (not folder.is_dir() or not all(map(_is_ours, folder.iterdir()))):
             raise XCiTError(f"{folder}: already exists, but contains no results to resume: choose another folder")
-        if not path.exists() or not read_manifest(folder)["parts"]:  # no results are lost
+        if not path.exists() or not read_manifest(folder)["parts"]:  # there are no results to lose
             make_folder(folder)
             _write(path, wanted)
         elif not resume:
@@ -217,7 +217,7 @@ def _difference(found: Manifest, wanted: Manifest) -> str:
 def _write_unit(
     folder: Path, number: int, unit: Unit, job: Job, images_a_part: int, num_parts: int, progress: Progress
 ) -> Manifest:
-    """Computes and writes the remaining parts of a unit; its first `num_parts` parts are already finished."""
+    """Computes and writes the remaining parts of a unit. The unit's first `num_parts` parts are already finished."""
     from pyarrow import field, schema, string
 
     columns = schema([field("file", string()), field("error", string()), *job.columns])

@@ -245,7 +245,7 @@ def extract_features_each(
 
 
 def find_model(model: str | os.PathLike[str] | XCiT) -> tuple[XCiT, ModelInfo]:
-    """Returns a model and its info. A model that is given by its name gets its published weights.
+    """Returns a model and its info. If the model is given by its name, its published weights are loaded.
 
     Raises:
         XCiTError: if the model can't be loaded, or its preprocessing is unknown.

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from xcit.models.detection.roi_heads import Detections
 
 MAX_OBJECTS = 100
-"""Default of the largest number of objects in an image, as in the published models."""
+"""Default limit on the number of objects in an image, as in the published models."""
 
 _MOST_PIXELS = 2**32 - 1
 """Largest number of pixels of an image, because COCO's code counts the pixels of compressed masks in 32 bits."""
@@ -61,7 +61,9 @@ class DetectedObject:
     mask: dict[str, Any]
 
     def polygons(self) -> list[Polygon]:
-        """Returns a polygon for each connected part of the mask: its outline along pixel edges, then its holes.
+        """Returns a polygon for each connected part of the mask.
+
+        A polygon consists of the outline of the part, followed by the outlines of the holes, all along pixel edges.
 
         Raises:
             XCiTError: if rasterio is not installed.
@@ -87,8 +89,8 @@ class DetectedObjects:
         size: height and width, in pixels, of the original image. Boxes and masks refer to this size.
         objects: the objects, the highest score first.
         scale: number of pixels of the original image per pixel of `image`, along a side.
-        cells: for an image at full size: position of the pixels in the image file and on the ground (see `CellPlace`);
-            otherwise None.
+        cells: position of the pixels in the image file and on the ground (see `CellPlace`); None if the image was not
+            processed at full size.
         is_slide: whether the image is a slide: a file that states the size of a pixel in micrometres.
     """
 
@@ -161,8 +163,8 @@ def detect(
         min_score: objects with lower scores are left out.
         sides: limits of the short side and of the long side, in pixels. An image is resized to the
             largest size that is within both limits. None means the model's own limits.
-        max_objects: largest number of objects per image. If it is above the published 100, the detector computes ten
-            proposals per object.
+        max_objects: largest number of objects per image. If it is above 100 (the published value), the detector
+            computes ten proposals per object.
         full_size: process images of any size without resizing, in stripes and in bounded memory. The stripes
             do not change the detected objects.
         memory: with `full_size`: limit of the memory in addition to the loaded model, in bytes or as text such as
@@ -288,7 +290,7 @@ def detect_large(
     """Detects the objects in one image at full size, in stripes; see `streaming.detection.detect_rows`.
 
     Raises:
-        XCiTError: if the image has more pixels than COCO's masks can have, or for the reasons of `detect_rows`.
+        XCiTError: if the image has more pixels than COCO's masks can have, or if `detect_rows` raises this error.
     """
     from xcit.streaming.detection import detect_rows
 

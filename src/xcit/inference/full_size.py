@@ -168,7 +168,7 @@ def write_feature_map(
             path.with_suffix(".json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         Image.fromarray(component_picture(features)).save(path.with_suffix(".png"))
     except OSError as error:
-        raise XCiTError(f"{path}: a file beside it can't be written: {error.strerror}") from None
+        raise XCiTError(f"{path}: the .json or .png file of this map can't be written: {error.strerror}") from None
     return (*found.grid, network.config.embed_dim)
 
 
@@ -251,7 +251,7 @@ def name_of(image: Readable | ImageRows, index: int) -> str:
 def opened(image: Readable | ImageRows, name: str, full_size: FullSize) -> AbstractContextManager[ImageRows]:
     """Opens the part of an image that `full_size` selects, as a source of rows."""
     selection = full_size.selection
-    if isinstance(image, StoredPixels):  # opens the source, to read a file by rows and not as a whole
+    if isinstance(image, StoredPixels):  # the source is opened, because a file can be read by rows
         image, selection = image.source, replace(selection, ignore_exif=True)
     return open_rows(image.read() if isinstance(image, NamedImage) else image, name=name, selection=selection)
 

@@ -46,7 +46,8 @@ class LabelRows:
         """Yields stripes of the label map: the index of the first row, and the labels of the stripe, uint8 (k, width).
 
         Args:
-            rows_at_once: number of rows of logits per stripe; None means as many as fit into the processor's cache.
+            rows_at_once: number of rows of logits per stripe; None means the number that fits into the processor's
+                cache.
             start: index of the first row of the first stripe.
         """
         rows_at_once = rows_of_a_stripe(self.logits) if rows_at_once is None else rows_at_once

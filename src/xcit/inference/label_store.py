@@ -71,5 +71,5 @@ class FileLabels:
         return found.reshape(end - start, self._width)
 
     def holds(self, rows: int) -> bool:
-        """Returns whether the file contains at least this number of rows."""
+        """Returns whether the file contains at least `rows` rows."""
         return self._path.exists() and self._path.stat().st_size >= rows * self._width

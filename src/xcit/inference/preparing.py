@@ -1,4 +1,4 @@
-"""Prepares models for inference: loads them, checks their kind, chooses a device, and changes their preprocessing."""
+"""Prepares models for inference: loads a model, checks its task, chooses a device, and changes the preprocessing."""
 
 import os
 from dataclasses import replace

@@ -31,7 +31,7 @@ Prepared = TypeVar("Prepared")
 class Unreadable:
     """The result for an input that can't be read as an image.
 
-    If code reads an attribute of a successful result, an AttributeError with the reason is raised.
+    A successful result has other attributes. Reading one of them raises an AttributeError with the reason.
 
     Attributes:
         source: the input's path or name; for an image in memory, "image N", where N is its index in the input.

@@ -330,7 +330,7 @@ def _prepare(image: Image.Image, spec: SegmentationPreprocessing, full_size: boo
         pixels = resize_bilinear_8bit(pixels, target_size(pixels, spec))
     if min(pixels.shape[:2]) < least:
         raise XCiTError(
-            f"an image of {image.width} x {image.height} pixels, which the model gets as {pixels.shape[1]} x "
+            f"the model's input for an image of {image.width} x {image.height} pixels has {pixels.shape[1]} x "
             f"{pixels.shape[0]} pixels: smaller than one patch of {least} x {least}"
         )
     return np.asarray(image), pixels

@@ -86,7 +86,7 @@ class LargeSegmentation:
     def small_labels(self) -> Labels:
         """Returns a label map at the size of the overview.
 
-        A pixel of the overview covers a square of the image. Its label is the label in the middle of this square.
+        A pixel of the overview covers a square of the image. The pixel gets the label in the middle of this square.
         """
         sides = zip(self.overview.shape[:2], self.size, strict=True)
         rows, columns = (middle_pixels(count, side, self.scale) for count, side in sides)

@@ -94,9 +94,7 @@ def measure_classifier(
         spec = dataclasses.replace(spec, mean=own.mean, std=own.std)
     spec = prepared(spec)
     if not model.num_classes:
-        raise XCiTError(
-            f"{os.fspath(checkpoint)} has no classifier: its features are measured by xcit knn or xcit linear"
-        )
+        raise XCiTError(f"{os.fspath(checkpoint)} has no classifier: measure its features with xcit knn or xcit linear")
     class_ids, class_names = _classes(model)
     found = (describe_classes(images), *problems_of(images), *_flattered(data, holdout))
     images, order = _with_labels_of(
@@ -129,7 +127,7 @@ def _flattered(data: str, holdout: float) -> tuple[str, ...]:
         return ()
     return (
         f"warning: {data} has no folder val: all its images are measured, and the model may have been trained on them; "
-        "to measure only images that a run was not trained on, give the same holdout as for that run",
+        "to measure only images that the model was not trained on, give the holdout of its training run",
     )
 
 
@@ -137,14 +135,14 @@ def _preprocessing(recipe: ClassificationConfig, protocol: Protocol | None) -> P
     if protocol is None:
         return recipe.preprocessing
     if recipe.model.num_classes != 1000:
-        raise XCiTError(f"{recipe.name} is no ImageNet recipe: the published protocols do not apply to it")
+        raise XCiTError(f"{recipe.name} is not an ImageNet recipe: the published protocols do not apply to it")
     return published_preprocessing(protocol, recipe.preprocessing.image_size)
 
 
 def _classes(model: XCiT) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Returns the ids (folder names) and the names of a model's classes.
 
-    If the model has no info and 1000 classes, these are the classes of ImageNet.
+    If the model has 1000 classes but no info, the classes of ImageNet are returned.
     """
     if model.info is not None:
         return model.info.class_ids, model.info.class_names
@@ -161,7 +159,7 @@ def _with_labels_of(
     *,
     is_mapped: bool,
 ) -> tuple[LabelledImages, str]:
-    """Relabels images with the model's class indices, also if the data have only some of the model's classes.
+    """Relabels images with the model's class indices, even if the data have only some of the model's classes.
 
     Each class name in the data is matched with the id, name or index of one of the model's classes. A number in a class
     map is always used as an index. A folder name that is a number is used as an index only if all folder names are
@@ -200,7 +198,8 @@ def _with_labels_of(
         return images, f"the weights contain no class names: classes are matched with folders in order, {shown}, ..."
     if twice := [name for name, found in places.items() if len(found) > 1]:
         raise XCiTError(
-            f"{data}: {len(places[twice[0]])} of the model's classes are called {twice[0]!r}: choose one by a class map"
+            f"{data}: {len(places[twice[0]])} of the model's classes are called {twice[0]!r}: "
+            "choose one with a class map"
         )
     unknown = [name for name, found in places.items() if not found]
     raise XCiTError(

@@ -78,9 +78,9 @@ def time_rounds(
 
 
 def ratio_of_medians(seconds: Sequence[float], reference: Sequence[float]) -> tuple[float, tuple[float, float]]:
-    """Returns the ratio of the medians (`seconds` / `reference`), and the quartiles of the ratios in single rounds.
+    """Returns the median of `seconds` divided by the median of `reference`, and quartiles of the rounds' ratios.
 
-    The quartiles are the first and the third. Each round has one ratio.
+    Each round has a ratio, `seconds` / `reference`. The returned quartiles are the first and the third.
     """
     ratios = [one / other for one, other in zip(seconds, reference, strict=True)]
     low, high = ratios[0], ratios[0]
@@ -99,7 +99,7 @@ def synchronizer(device: torch.device) -> Callable[[], None]:
 def matrix_peak(device: torch.device, dtype: torch.dtype, sides: Sequence[int] | None = None) -> float:
     """Times products of square matrices of several sizes, and returns the FLOP/s of the fastest product.
 
-    It uses the number of threads that torch is set to.
+    The number of threads is the number that is set in torch.
 
     Args:
         device: the device to measure.
@@ -129,7 +129,7 @@ def matrix_peak(device: torch.device, dtype: torch.dtype, sides: Sequence[int] |
 
 @contextmanager
 def settings(device: torch.device, threads: int) -> Iterator[None]:
-    """Sets the number of threads, and restores it on exit.
+    """Sets torch's number of threads, and restores the previous number on exit.
 
     On a CUDA GPU, cuDNN also selects the fastest convolution algorithms, without TF32, until the exit.
     """
@@ -177,7 +177,7 @@ def headings(machine: Machine, what: str, rounds: int) -> tuple[str, str]:
 
 
 def flops_per_second(value: float) -> str:
-    """Formats a speed, given in FLOP/s, in GFLOP/s. Speeds of at least 1e12 FLOP/s are given in TFLOP/s."""
+    """Formats a speed, given in FLOP/s, as GFLOP/s, or as TFLOP/s if it is at least 1e12 FLOP/s."""
     return f"{value / 1e12:.1f} TFLOP/s" if value >= 1e12 else f"{value / 1e9:.1f} GFLOP/s"
 
 

@@ -18,7 +18,7 @@ from xcit.ops import POSITION_DIM
 
 KERNEL_AREA = 9  # every convolution except the projection of the position code has a 3x3 kernel
 
-# The published rule counts a multiply-accumulate as one operation, and each element of a norm as this many operations.
+# Numbers of operations per element of a norm, in the published rule. A multiply-accumulate is one operation.
 LAYER_NORM_COST = 5
 BATCH_NORM_COST = 2
 
@@ -45,7 +45,7 @@ class Complexity:
 
 
 def complexity(model: XCiT | XCiTConfig, image_size: int | tuple[int, int] = 224) -> Complexity:
-    """Counts parameters and FLOPs. No tensors are allocated, so even the largest model takes only about a second.
+    """Counts parameters and FLOPs in about a second, even for the largest model, because no tensors are allocated.
 
     Args:
         model: a model or its config; only the config is used.

@@ -88,7 +88,7 @@ class KNNReport:
 
     @property
     def best(self) -> KNNAccuracy:
-        """The result with the highest top-1; if several have the highest, the first of them."""
+        """The result with the highest top-1. If several results have this top-1, the first one is returned."""
         return max(self.accuracies, key=lambda accuracy: accuracy.num_right1)
 
 
@@ -119,11 +119,10 @@ def evaluate_knn(
             downloaded if they are not yet on this machine.
         data: a folder with train/<class>/<image> and val/<class>/<image>, or the name of a data set (see
             `open_labelled_images`); or a tuple of the training and the validation images.
-        ks: numbers of neighbours; None means those of 10, 20, 100 and 200 that do not exceed the number of training
-            images.
+        ks: numbers of neighbours; None means 10, 20, 100 and 200, except numbers above the number of training images.
         temperature: temperature of the votes.
         holdout: number of training images that are classified instead of validation images; a value below 1 is a
-            fraction. These are the images that a training run with this `holdout` does not train on. 0 means none.
+            fraction. A training run with the same `holdout` does not train on these images. 0 means none.
         class_map: a file that maps class names in the data to other class names (see `read_class_map`).
         cache: whether features are read from and written to the folder `feature_cache()`.
         batch_size: images per forward pass, in each process.
@@ -205,15 +204,15 @@ def knn_accuracies(
     """Classifies features by their nearest neighbours, and counts the correct results.
 
     Classes are ranked by the sum of their votes. Among classes with equal sums, the lower class index comes first. As
-    in DINO's evaluation, classes without votes come last; so with five classes or fewer and k of 5 or more, top-5 is
-    100%. If several images are equally similar, torch decides which of them are among the k neighbours.
+    in DINO's evaluation, classes without votes come last. So top-5 is 100% if there are at most five classes and k is
+    at least 5. If several images are equally similar, torch decides which of them are among the k neighbours.
 
     Args:
         train_features: (N, D) features of the training images; this function normalises them.
         train_labels: (N,) class indices from 0.
         val_features: (M, D) features of the validation images; this function normalises them.
         val_labels: (M,) class indices from 0.
-        ks: numbers of neighbours; None means the same as for `evaluate_knn`.
+        ks: numbers of neighbours; None means the default of `evaluate_knn`.
         temperature: temperature of the votes.
         layout: rank of this process and number of processes; each process classifies its share.
         reduce: returns the sum of a tensor over all processes.
@@ -287,8 +286,8 @@ def _checked(features: Array, labels: Array, what: str) -> tuple[Tensor, Tensor]
     targets = torch.as_tensor(labels).to(rows.device, torch.int64)
     if rows.ndim != 2 or targets.shape != rows.shape[:1] or not len(rows):
         raise XCiTError(
-            f"{what} features must be (images, numbers) and labels (images,), not {tuple(rows.shape)} and "
-            f"{tuple(targets.shape)}"
+            f"{what} features must have the shape (images, numbers), and labels the shape (images,), not "
+            f"{tuple(rows.shape)} and {tuple(targets.shape)}"
         )
     if not torch.isfinite(rows).all():
         raise XCiTError(f"the {what} features contain NaN or infinity")

@@ -48,7 +48,7 @@ _DEVICE_BATCH = 128
 """Images per forward pass of each process."""
 
 _KEPT = ("backbone", "data", "class_map", "augmented", "lrs", "epochs", "class_weights")
-"""Fields of the config that may not change when a run is resumed. The batch size may not change either."""
+"""These fields of the config, and the batch size, must not change when a run is resumed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +69,9 @@ class LinearReport:
 
     @property
     def best(self) -> LinearAccuracy:
-        """The result with the highest top-1; if several have the highest, the first of them.
+        """The result with the highest top-1. If several results have this top-1, the first one is returned.
 
-        The validation images both select and measure this result, so its top-1 is slightly too high.
+        The same validation images are used to select and to measure this result, so its top-1 is slightly too high.
         """
         return max(self.accuracies, key=lambda accuracy: accuracy.num_right1)
 
@@ -150,7 +150,7 @@ def train_linear(
         data: a folder with train/<class>/<image> and val/<class>/<image>, or the name of a data set (see
             `open_labelled_images`).
         directory: the run's folder; it is created if it does not exist.
-        lrs: learning rates for a global batch size of 256; for another `batch_size` they are scaled in proportion. One
+        lrs: learning rates for a global batch size of 256; they are scaled in proportion to `batch_size`. One
             classifier is trained per learning rate, all on the same features. The classifier with the highest top-1 on
             the validation images is saved, so this top-1 is slightly too high.
         epochs: number of epochs.
@@ -167,13 +167,13 @@ def train_linear(
         device: where to compute; None means a GPU if there is one, else the CPU.
         extracting: called with the number of images for which this process computes features before training. It
             returns a context manager that yields a callback for the number of images of each batch.
-        report: called every few steps, and with figures after an evaluation, in the main process.
+        report: called with a `Progress` in the main process, every few steps and after each evaluation.
         announce: called with lines for the user, in the main process. If `extracting`, `report` and `announce` are all
             None, the lines are printed to standard output, with progress bars if standard error is a terminal.
 
     Raises:
         XCiTError: if the data or the model can't be loaded, the model's preprocessing is unknown, the folder contains
-            another run, or `train_task` raises it.
+            another run, or `train_task` raises this error.
         Stopped: after SIGTERM or SIGINT, when everything has been saved.
     """
     need_packages("training a linear classifier", "timm")
@@ -224,7 +224,7 @@ def _measured(
     try:
         backbone, info = find_model(model)
         if isinstance(backbone, FusedXCiT):
-            raise XCiTError("the classifier of a fused model can't be saved: pass the model it was made from")
+            raise XCiTError("the classifier of a fused model can't be saved: pass the model before fusion")
         network, _, _ = prepare_model(backbone, processes.device, torch.float32)
         config = replace(config, name=info.name, backbone=backbone_digest(network))
         checkpoint = check_run(config, directory, resume=resume)

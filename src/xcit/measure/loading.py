@@ -17,23 +17,21 @@ from xcit.zoo.names import is_file
 
 
 def load_for(recipe: Any, checkpoint: str | os.PathLike[str], kind: Kind[Config, Info, Model]) -> Model:
-    """Loads a checkpoint; its model must have the same shape as the recipe's model, and only the classes may differ.
+    """Loads a checkpoint of a model with the same architecture as the recipe's model. The classes may differ.
 
     Args:
         recipe: the config of a recipe or run.
         checkpoint: a path, a URL or a published name.
-        kind: the kind of the recipe's model.
+        kind: classifier, segmenter or detector, whichever the recipe trains.
 
     Raises:
-        XCiTError: if the checkpoint can't be loaded, or its model has another shape.
+        XCiTError: if the checkpoint can't be loaded, or its model has another architecture.
     """
     name = os.fspath(checkpoint)
     if is_exported(checkpoint):
         exported = kind.require(load_exported(checkpoint), name)
         if _shape(exported.config, kind) != _shape(recipe.model, kind):
-            raise XCiTError(
-                f"{name} was exported from a model of another shape than the model that {recipe.name} trains"
-            )
+            raise XCiTError(f"the exported model {name} has another architecture than the model of {recipe.name}")
         return exported
     if is_file(checkpoint) or "://" in name:
         # In some recipes the number of classes is 0, which means that it comes from the training data.
@@ -42,7 +40,7 @@ def load_for(recipe: Any, checkpoint: str | os.PathLike[str], kind: Kind[Config,
     if record.kind is not kind:
         raise XCiTError(f"{name} is no {kind.name}, but {recipe.name} trains a {kind.name}")
     if record.recipe != recipe.name and _shape(record.model, kind) != _shape(recipe.model, kind):
-        raise XCiTError(f"{record.name} does not fit {recipe.name}: its recipe is {record.recipe}")
+        raise XCiTError(f"{record.name} does not fit {recipe.name}: the model's recipe is {record.recipe}")
     return kind.require(load_record(record), name)
 
 

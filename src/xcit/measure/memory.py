@@ -4,7 +4,7 @@ On a GPU, torch's statistics are used: the peak of the allocated memory in a sec
 allocated before the first run.
 
 On the CPU, the resident memory of a new process is measured. So the figure includes the overhead of allocators and
-libraries, and no memory of earlier work. The function runs twice. The first run is a warm-up: it loads code, starts
+libraries, but no memory of earlier work. The function runs twice. The first run is a warm-up: it loads code, starts
 threads and compiles. Then free memory is returned to the system and the system's peak is reset, and the second run is
 measured. Tensors that remain after the first run, for example in a cache, are added to the result. The measurement
 needs Linux, because other systems can't reset the peak.
@@ -27,7 +27,7 @@ from xcit.machine import forget_peak, peak_resident_memory, resident_memory
 
 _M_MMAP_THRESHOLD = -3  # from malloc.h of glibc
 _OWN_PAGES_FROM = 65536
-"""Blocks of at least this many bytes are mapped separately by glibc, and are unmapped when they are freed.
+"""Smallest size in bytes of the blocks that glibc maps separately. Such blocks are unmapped when they are freed.
 
 glibc's default threshold changes while a program runs, so some freed blocks stay resident by chance. With the
 default threshold, repeated measurements of one model gave 54 and 89 MB, although 42 MB were in use.
@@ -69,7 +69,9 @@ def growth_in_new_process(main: str, request: Mapping[str, Any], *, path: Path |
     if done.returncode:
         said = done.stderr.strip().splitlines()
         raise MemoryUnknownError(
-            said[-1] if said else f"the measuring process ended with status {done.returncode}: out of memory?"
+            said[-1]
+            if said
+            else f"the measuring process ended with status {done.returncode}; it may have run out of memory"
         )
     return int(done.stdout.split()[-1])
 
@@ -114,7 +116,7 @@ def cuda_growth(work: Callable[[], object], allocated_before: int, device: torch
 
 def _tensor_bytes() -> int:
     """Returns the bytes of all CPU tensors that Python's garbage collector tracks; shared storage counts once."""
-    # `type` instead of `isinstance`, because `isinstance` reads `__class__`, and some objects then print a warning.
+    # `type` is used, because `isinstance` reads `__class__`, and some objects then print a warning.
     tensors = [found for found in gc.get_objects() if type(found) in (Tensor, nn.Parameter) and _has_memory(found)]
     return sum({storage.data_ptr(): storage.nbytes() for storage in (t.untyped_storage() for t in tensors)}.values())
 

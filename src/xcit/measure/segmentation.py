@@ -74,7 +74,8 @@ def measure_segmenter(
     if model.num_classes != len(scenes.class_names) or (known and known != scenes.class_names):
         raise XCiTError(
             f"{data} has {len(scenes.class_names)} classes ({scenes.class_names[0]}, ...), and the model has "
-            f"{model.num_classes}{f' ({known[0]}, ...)' if known else ''}: they must be the same, in the same order"
+            f"{model.num_classes}{f' ({known[0]}, ...)' if known else ''}: "
+            "the classes must be the same, in the same order"
         )
     how.started(len(scenes))
     result = evaluate_segmentation(

@@ -33,9 +33,9 @@ class SpeedConfig:
         batch_sizes: batch sizes; each of them is measured at each image size.
         dtype: dtype of weights and images. On a GPU, float32 does not use TF32.
         device: where to compute; None means a GPU if there is one, else the CPU.
-        threads: number of CPU threads; None means the number that torch is set to.
+        threads: number of CPU threads; None means the number that is set in torch.
         rounds: number of timed forward passes at each image size and batch size.
-        memory: whether to measure peak memory too; `xcit.measure.memory` defines it.
+        memory: whether to measure peak memory too (as defined in `xcit.measure.memory`).
 
     Raises:
         XCiTError: if a number is below 1, or `sizes` or `batch_sizes` is empty.
@@ -67,8 +67,8 @@ class Speed:
         image_size: side of the images, in pixels.
         batch_size: number of images in the forward pass.
         seconds: times of the forward passes, each for the whole batch.
-        peak_memory: bytes that the forward pass needs for the whole batch, in addition to model and input; None if they
-            were not measured.
+        peak_memory: bytes that the forward pass needs for the whole batch, in addition to model and input; None if the
+            peak was not measured.
     """
 
     image_size: int

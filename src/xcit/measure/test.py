@@ -169,19 +169,19 @@ def test(
             recipe = replace(recipe, model=recipe.model.prepared(mean=mean, std=std, size=size))
             return measure_detector(recipe, checkpoint, data, how)
     raise XCiTError(
-        f"{recipe.name} trains no classifier, no segmenter and no detector; features are measured by `xcit knn` and "
+        f"{recipe.name} trains no classifier, no segmenter and no detector; measure features with `xcit knn` or "
         "`xcit linear`"
     )
 
 
 def _own_holdout(recipe: ClassificationConfig, data: str) -> float:
-    """Returns the holdout of the training run if `recipe` is the config of a run on this folder, else 0."""
+    """Returns the holdout of the training run if `recipe` is the config of a run that used this folder, else 0."""
     if not recipe.holdout or not recipe.data or not is_folder_without_validation(data):
         return 0
     return recipe.holdout if Path(recipe.data).resolve() == Path(data).resolve() else 0
 
 
 def _own_class_map(recipe: ClassificationConfig, data: str) -> str:
-    """Returns the class map of the training run if `recipe` is the config of a run with these data, else ""."""
+    """Returns the class map of the training run if `recipe` is the config of a run that used these data, else ""."""
     own = [Path(place).resolve() for place in (recipe.data, recipe.val_data) if place]
     return recipe.class_map if Path(data).resolve() in own else ""

@@ -112,7 +112,7 @@ def test_files_names_and_what_can_t_be_read(model: Segmenter, tmp_path: Path) ->
     )
     assert isinstance(hair, Unreadable)
     assert (
-        "an image of 3 x 400 pixels, which the model gets as 3 x 400 pixels: smaller than one patch of 8 x 8"
+        "the model's input for an image of 3 x 400 pixels has 3 x 400 pixels: smaller than one patch of 8 x 8"
         in hair.reason
     )
     with pytest.raises(XCiTError, match="not an image that can be read"):

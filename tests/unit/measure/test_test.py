@@ -148,7 +148,7 @@ def test_protocols_prepare_the_images_in_their_own_ways(setting: Setting) -> Non
 
 
 def test_protocols_are_for_imagenet(setting: Setting) -> None:
-    with pytest.raises(XCiTError, match="xcit-pico-fashion-mnist is no ImageNet recipe"):
+    with pytest.raises(XCiTError, match="xcit-pico-fashion-mnist is not an ImageNet recipe"):
         setting.test(config="xcit-pico-fashion-mnist", checkpoint="packaged", protocol="official")
 
 
@@ -184,7 +184,7 @@ def test_a_model_without_a_classifier_is_for_other_verbs(setting: Setting) -> No
     with pytest.raises(XCiTError) as caught:
         setting.test()
     assert str(caught.value) == (
-        f"{setting.checkpoint} has no classifier: its features are measured by xcit knn or xcit linear"
+        f"{setting.checkpoint} has no classifier: measure its features with xcit knn or xcit linear"
     )
 
 
@@ -216,7 +216,7 @@ def test_classes_of_ones_own_are_matched_by_name(setting: Setting) -> None:
     assert result.report.confusion.sum(dim=1).tolist() == [2, 2, 2]
     # If two classes have the same name, neither is used.
     save_model(make_model(3, replace(info, class_names=("cat", "bird", "cat"))), Path(setting.checkpoint))
-    with pytest.raises(XCiTError, match="2 of the model's classes are called 'cat': choose one by a class map"):
+    with pytest.raises(XCiTError, match="2 of the model's classes are called 'cat': choose one with a class map"):
         setting.test(data=str(data))
     save_model(make_model(3), Path(setting.checkpoint))
     # If the numbers of classes differ, classes can't be matched by order.
@@ -232,7 +232,7 @@ def test_the_checkpoint_must_fit_the_recipe(setting: Setting) -> None:
     with pytest.raises(XCiTError, match="The file has 3 classes, the model 1000"):
         setting.test()
     with pytest.raises(
-        XCiTError, match="xcit-pico-fashion-mnist does not fit tiny: its recipe is xcit-pico-fashion-mnist"
+        XCiTError, match="xcit-pico-fashion-mnist does not fit tiny: the model's recipe is xcit-pico-fashion-mnist"
     ):
         setting.test(checkpoint="packaged")
 
@@ -283,7 +283,7 @@ def test_mistakes_are_named_before_anything_is_downloaded(
             {"dtype": torch.bfloat16},
             "mask-rcnn_xcit-pico_fashion-scenes: a detector is measured only in float32, not in torch.bfloat16",
         ),
-        ("dino_xcit-pico_fashion-mnist", {}, "no detector; features are measured by `xcit knn` and `xcit linear`"),
+        ("dino_xcit-pico_fashion-mnist", {}, "no detector; measure features with `xcit knn` or `xcit linear`"),
     ],
 )
 def test_what_does_not_belong_to_the_task_is_refused(config: str, asked: dict[str, object], message: str) -> None:
