@@ -39,13 +39,17 @@ for line in sys.stdin:
 
 
 def random_detector() -> Any:
-    """Returns the fused model with random weights and norm statistics. It finds 100 objects in noise."""
-    import torch
-
+    """Returns the fused model with random weights."""
     from xcit import get_model
 
+    return with_random_weights(get_model(NAME).eval()).fuse()
+
+
+def with_random_weights(model: Any) -> Any:
+    """Gives a detector random weights and norm statistics, with which it finds 100 objects in noise; returns it."""
+    import torch
+
     torch.manual_seed(0)
-    model: Any = get_model(NAME).eval()
     with torch.no_grad():
         for name, value in model.named_buffers():
             if "running_var" in name:
@@ -57,7 +61,7 @@ def random_detector() -> Any:
         model.rpn.head.bbox_pred.weight.mul_(0.2)
         model.roi_heads.box_predictor.cls_score.weight.mul_(0.6)
         model.roi_heads.box_predictor.bbox_pred.weight.mul_(0.3)
-    return model.fuse()
+    return model
 
 
 _MODEL: list[Any] = []

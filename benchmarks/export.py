@@ -27,6 +27,7 @@ from typing import Any
 
 import timm
 import torch
+from detection import with_random_weights
 from timm.utils.onnx import onnx_export
 from torch import Tensor, nn
 
@@ -73,7 +74,7 @@ def build(name: str) -> tuple[Any, nn.Module | None]:
     if head == "mask-rcnn":
         from xcit.models.detection.mask_rcnn import MaskRCNN
 
-        return MaskRCNN(MaskRCNNConfig(backbone=backbone)).eval(), None
+        return with_random_weights(MaskRCNN(MaskRCNNConfig(backbone=backbone)).eval()), None
     kind: Any = head
     channels = {} if head == "upernet" else {"channels": 128}
     return build_segmenter(SegmenterConfig(kind=kind, backbone=backbone, **channels)).eval(), None
