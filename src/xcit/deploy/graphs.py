@@ -33,7 +33,7 @@ AXES = {0: "batch", 2: "height", 3: "width"}
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
-    """A module to be captured.
+    """A module that an exporter captures, with a description of its inputs and outputs.
 
     Attributes:
         module: maps the inputs to a tuple of outputs. All outputs are float32, except a detector's labels, which are

@@ -86,12 +86,13 @@ def exported_or(
 
     Args:
         model: a path or a name.
-        kind: the kind that an exported file must have; None allows every kind.
+        kind: the kind of model that an exported file must contain; None allows every kind.
         build: builds the model if `model` is not an exported file.
         changed: whether the user asked for other weights or another shape. This is not possible for an exported file.
 
     Raises:
-        XCiTError: if the exported file can't be opened or is of another kind, or if `changed` is True for it.
+        XCiTError: if the exported file can't be opened or contains another kind of model, or if `changed` is True and
+            `model` is an exported file.
     """
     if not is_exported(model):
         return build()
