@@ -250,7 +250,7 @@ def _check_asked(
         XCiTError: if the export is not possible; the message says what to change.
     """
     if precision not in ("float32", "float16", "int8"):
-        raise XCiTError(f"there is no dtype {precision!r}; there are float32, float16 and int8")
+        raise XCiTError(f"there is no dtype {precision!r}: choose float32, float16 or int8")
     if wanted.features is not None and kind is not CLASSIFIER:
         raise XCiTError(f"a {kind.name} gives no features: export its backbone (xcit.get_backbone)")
     if kind is DETECTOR and size is not None and (size[0] != size[1] or size[0] % PAD_TO):

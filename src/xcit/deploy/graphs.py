@@ -141,7 +141,7 @@ class _NormalizedDetector(_Normalized):
 
     def forward(self, images: Tensor, size: Tensor, scale: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         normalized = self._normalized(images)
-        if self.mean is not None:  # the normalization changes the padding, but the model expects zeros in it
+        if self.mean is not None:  # the normalization changes the padding, but the model expects zeros in the padding
             height, width = images.shape[2:]
             inside = (torch.arange(height)[:, None] < size[0]) & (torch.arange(width) < size[1])
             normalized = normalized * inside.to(normalized.dtype)
