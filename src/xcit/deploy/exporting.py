@@ -218,7 +218,7 @@ def _find(model: str | os.PathLike[str] | nn.Module) -> tuple[Any, Origin]:
 
 
 def _fixed_size(size: Size | None, target: Target, network: Any) -> tuple[int, int] | None:
-    """Returns the fixed height and width of the images, or None if the file is to accept every size.
+    """Returns the fixed height and width of the images, or None if the file will accept every size.
 
     If `size` is None, the result for TensorRT is the size in the model's preprocessing.
     """
