@@ -228,7 +228,7 @@ def _blobs(
 def _compare_detections(
     run: Run, model: nn.Module, sheet: Sheet, cases: Iterable[tuple[Tensor, Tensor, Tensor]]
 ) -> Difference:
-    """Compares the detections in each image; each of `cases` is a tuple as `_blobs` yields it."""
+    """Compares the detections in each image; `cases` contains the tuples that `_blobs` yields."""
     from xcit.models.detection.roi_heads import MIN_SCORE, Detections
 
     network: Any = model

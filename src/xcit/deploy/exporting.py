@@ -88,23 +88,24 @@ def export(
     """Writes a model to a file for another runtime. By default, the file accepts any batch size and image size.
 
     The file also contains the class names, preprocessing, task, source and licence. The file of a detector accepts
-    one image at a time. Before `export` returns, it compares the file's outputs with the model's, and deletes a file
-    that differs. The comparison uses random images of several sizes, or for int8 the images of `calibration`.
+    one image at a time. Before `export` returns, it compares the file's outputs with the model's, and deletes the
+    file if they differ too much. The comparison uses random images of several sizes, or for int8 the images of
+    `calibration`.
 
     Args:
         model: a model, a weights file, the folder of a training run, or a published name. The weights of a published
             name are downloaded if they are not yet on this machine.
         path: the output: a file ending in .onnx or .pt2, or a new or empty folder for OpenVINO.
-        to: the runtime; None chooses it by `path`. "tensorrt" and "web" write ONNX files, and raise an error if the
-            graph contains an operator that TensorRT's parser or onnxruntime-web does not support. A file for TensorRT
-            has a fixed image size and computes in float16.
+        to: the runtime; None chooses the runtime by the suffix of `path`. "tensorrt" and "web" write ONNX files, and
+            raise an error if the graph contains an operator that TensorRT's parser or onnxruntime-web does not
+            support. A file for TensorRT has a fixed image size and computes in float16.
         size: fixed height and width of the images in pixels, or one number for both. None allows every size; for
             TensorRT, None means the size in the model's preprocessing. For a detector, the height and the width must be
             equal and a multiple of 32: an image is resized to fit into this square, and padded.
         dtype: "float32", "float16" or "int8"; "int8" needs `calibration`. None means float16 for TensorRT and float32
             for all other targets.
-        normalize: if True, the graph itself subtracts the mean and divides by the standard deviation, and its input
-            is in 0..1. If False, its input is normalised images.
+        normalize: if True, the graph accepts images with values in 0..1, subtracts the mean and divides by the
+            standard deviation. If False, the graph accepts normalised images.
         features: the features that the file returns instead of logits; None means logits.
         calibration: for int8 only: batches (B, C, h, w) of normalised images, similar to the images that the file will
             be used on. For a detector, B is 1.
@@ -217,7 +218,7 @@ def _find(model: str | os.PathLike[str] | nn.Module) -> tuple[Any, Origin]:
 
 
 def _fixed_size(size: Size | None, target: Target, network: Any) -> tuple[int, int] | None:
-    """Returns the fixed height and width of the images, or None if the file is to accept every size.
+    """Returns the fixed height and width of the images, or None if the file will accept every size.
 
     If `size` is None, the result for TensorRT is the size in the model's preprocessing.
     """
@@ -225,7 +226,9 @@ def _fixed_size(size: Size | None, target: Target, network: Any) -> tuple[int, i
         spec = getattr(network.info, "preprocessing", None)
         size = getattr(spec, "image_size", None) or getattr(spec, "short_side", None)
         if size is None:
-            raise XCiTError("an export to tensorrt has a fixed image size, and the model does not state one: give size")
+            raise XCiTError(
+                "a file for tensorrt has a fixed image size, but the model's preprocessing has none: set size"
+            )
     if size is None:
         return None
     height, width = (size, size) if isinstance(size, int) else size
@@ -247,7 +250,7 @@ def _check_asked(
         XCiTError: if the export is not possible; the message says what to change.
     """
     if precision not in ("float32", "float16", "int8"):
-        raise XCiTError(f"there is no dtype {precision!r}; there are float32, float16 and int8")
+        raise XCiTError(f"there is no dtype {precision!r}: choose float32, float16 or int8")
     if wanted.features is not None and kind is not CLASSIFIER:
         raise XCiTError(f"a {kind.name} gives no features: export its backbone (xcit.get_backbone)")
     if kind is DETECTOR and size is not None and (size[0] != size[1] or size[0] % PAD_TO):
@@ -256,7 +259,7 @@ def _check_asked(
             f"{PAD_TO}"
         )
     if (precision == "int8") != (wanted.calibration is not None):
-        raise XCiTError("int8 needs images for calibration, and only int8 uses them: give both or neither")
+        raise XCiTError("int8 needs images for calibration, and no other dtype uses them: give both or neither")
     if precision == "int8" and target in ("torch-export", "tensorrt"):
         raise XCiTError(f"int8 is for onnx, openvino and web, not for {target}")
     if wanted.opset is not None:
@@ -265,7 +268,7 @@ def _check_asked(
         if not OPSET <= wanted.opset <= newest_opset():
             raise XCiTError(
                 f"the ONNX operator set is {wanted.opset}, must be {OPSET} to {newest_opset()}: older sets lack "
-                "operators of the graph, and the installed onnx does not know newer ones"
+                "operators that the graph needs, and the installed onnx does not support newer sets"
             )
     if precision != "float16" and target == "tensorrt":
         raise XCiTError("an export to tensorrt is in float16: leave the dtype out")
@@ -298,7 +301,7 @@ def _sheet(network: Any, facts: Facts) -> tuple[Sheet, Normalization | None]:
         config = replace(config, num_classes=0)
         info = None if info is None else replace(info, class_names=(), class_ids=())
     elif kind is CLASSIFIER and not config.num_classes:
-        raise XCiTError("the model has no classifier: say which features are to be exported")
+        raise XCiTError("the model has no classifier: choose the features to export")
     if not facts.normalizes:
         return Sheet(kind=kind, config=config, info=info, facts=facts), None
     spec = config if kind is DETECTOR else getattr(info, "preprocessing", None)

@@ -32,8 +32,8 @@ class Format:
     """A format of exported files.
 
     Attributes:
-        suffix: the suffix of its files; "" if an export in this format is a folder.
-        packages: the packages that write and run its files.
+        suffix: the suffix of files in this format; "" if the format is a folder.
+        packages: the packages that write and run files in this format.
         run: opens a file; its arguments are the path and the number of threads.
     """
 
@@ -55,7 +55,7 @@ FORMATS: dict[Target, Format] = {
 
 
 def format_of(path: str | os.PathLike[str]) -> Format | None:
-    """Returns the format of an exported file or folder; None if `path` is neither.
+    """Returns the format of an exported file or folder; None if `path` is not an exported file or folder.
 
     A file is recognised by its suffix, and an OpenVINO folder by its `model.xml`.
     """

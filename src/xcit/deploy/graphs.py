@@ -33,7 +33,7 @@ AXES = {0: "batch", 2: "height", 3: "width"}
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
-    """A module to be captured.
+    """A module that an exporter captures, with a description of its inputs and outputs.
 
     Attributes:
         module: maps the inputs to a tuple of outputs. All outputs are float32, except a detector's labels, which are
@@ -141,7 +141,7 @@ class _NormalizedDetector(_Normalized):
 
     def forward(self, images: Tensor, size: Tensor, scale: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         normalized = self._normalized(images)
-        if self.mean is not None:  # the normalization changes the padding, but the model expects zeros in it
+        if self.mean is not None:  # the normalization changes the padding, but the model expects zeros in the padding
             height, width = images.shape[2:]
             inside = (torch.arange(height)[:, None] < size[0]) & (torch.arange(width) < size[1])
             normalized = normalized * inside.to(normalized.dtype)

@@ -14,7 +14,7 @@ from xcit.extras import need_packages
 from xcit.weights.pickles import brief, shortened
 
 OPSET = 18
-"""Default version of ONNX's operator set, and the oldest one: torch's exporter is written for version 18."""
+"""Default version of ONNX's operator set. It is also the oldest allowed version: torch's exporter is written for it."""
 
 
 def newest_opset() -> int:
@@ -35,7 +35,7 @@ def write_onnx(graph: Graph, path: Path, texts: Mapping[str, str], opset: int) -
         opset: version of ONNX's operator set.
 
     Raises:
-        XCiTError: if the exporter can't write this version.
+        XCiTError: if the exporter can't write this version of the operator set.
     """
     need_packages("an ONNX file", "onnx", "onnxscript")
     with quiet(), torch.no_grad():
@@ -53,7 +53,7 @@ def write_onnx(graph: Graph, path: Path, texts: Mapping[str, str], opset: int) -
         written = program.model.opset_imports.get("")
         if written != opset:
             raise XCiTError(
-                f"torch {torch.__version__} wrote operator set {written} instead of {opset}: ask for {OPSET}"
+                f"torch {torch.__version__} wrote operator set {written} instead of {opset}: set opset to {OPSET}"
             )
         program.model.metadata_props.update(texts)
         program.save(path, external_data=False)

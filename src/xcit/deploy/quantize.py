@@ -62,7 +62,7 @@ def quantize_onnx(source: Path, target: Path, inputs: Sequence[Mapping[str, Tens
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
-            # The ranges are updated every 8 batches: until each update, all activations are kept in memory.
+            # The ranges are updated every 8 batches, because all activations since the last update are kept in memory.
             extra_options={"MatMulConstBOnly": True, "CalibMaxIntermediateOutputs": 8},
         )
     model, captured = onnx.load(target), onnx.load(source, load_external_data=False)

@@ -1,4 +1,4 @@
-"""Runs exported files through the same methods as the original models.
+"""Runs exported files as models that have the same methods as the original models.
 
 An opened file is a model: an instance of a subclass of the original model's class, so every function that accepts the
 original model also accepts the opened file. It has the config and the info of the original model, but no layers. A
@@ -86,12 +86,13 @@ def exported_or(
 
     Args:
         model: a path or a name.
-        kind: the kind that an exported file must have; None allows every kind.
+        kind: the kind of model that an exported file must contain; None allows every kind.
         build: builds the model if `model` is not an exported file.
         changed: whether the user asked for other weights or another shape. This is not possible for an exported file.
 
     Raises:
-        XCiTError: if the exported file can't be opened or is of another kind, or if `changed` is True for it.
+        XCiTError: if the exported file can't be opened or contains another kind of model, or if `changed` is True and
+            `model` is an exported file.
     """
     if not is_exported(model):
         return build()
@@ -109,15 +110,15 @@ class Exported(nn.Module):
 
     Attributes:
         sheet: the description in the file.
-        path: the file.
+        path: path of the exported file or folder.
     """
 
     def _open(self, run: Run, sheet: Sheet, path: Path) -> None:
         nn.Module.__init__(self)
         self._runtime, self.sheet, self.path = run, sheet, path
         self.config, self.info = sheet.config, sheet.info
-        # Callers read the device and dtype of a model from its first parameter, so an empty parameter exists. Callers
-        # identify a model by a digest of its parameters and buffers, so a buffer contains the digest of the file.
+        # Callers read the device and dtype of a model from its first parameter, so this object has an empty parameter.
+        # Callers identify a model by a digest of its parameters and buffers, so a buffer contains the file's digest.
         self.place = nn.Parameter(torch.zeros(0), requires_grad=False)
         self.register_buffer("digest", _digest(path))
         self.eval()
@@ -150,7 +151,7 @@ class Exported(nn.Module):
     def _outputs(self, images: Tensor, *others: Tensor) -> list[Tensor]:
         if images.dtype != torch.float32:
             raise XCiTError(
-                f"{self.path}: an exported file takes float32 images, and its precision "
+                f"{self.path}: an exported file accepts float32 images, and its precision "
                 f"({self.sheet.facts.precision}) can't be changed: leave --dtype out"
             )
         size = self.sheet.facts.size

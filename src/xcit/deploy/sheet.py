@@ -14,7 +14,7 @@ from xcit.zoo.statement import METADATA_KEY, model_metadata, statement_of
 EXPORT_KEY = "xcit.export"
 """The metadata key of the `Facts`, which are stored as JSON.
 
-The other parts of a `Sheet` have the key `METADATA_KEY`, as in safetensors files that this package writes.
+The other parts of a `Sheet` are stored under `METADATA_KEY`, as in safetensors files that this package writes.
 """
 
 VERSION = 1
@@ -47,8 +47,8 @@ class Facts:
         size: fixed height and width of the images in pixels; None if the file accepts every size.
         features: the features that the file returns, with blocks counted from 0; None if the file returns logits or
             detections.
-        normalizes: if True, the graph itself subtracts the mean and divides by the standard deviation, and its input
-            is in 0..1. The preprocessing in the file then has mean 0 and standard deviation 1.
+        normalizes: if True, the graph accepts images with values in 0..1, subtracts the mean and divides by the
+            standard deviation. The preprocessing in the file then has mean 0 and standard deviation 1.
         source: the published name or the path from which the model was loaded; "" if it is not known.
         licence: licence of the weights; "" if it is not known.
         made_by: the versions of this package and of torch that wrote the file.

@@ -85,7 +85,7 @@ def test_a_classifier_in_onnx(classifier: XCiT, onnx_file: Path, picture: Path) 
 def test_what_an_exported_file_does_not_do(onnx_file: Path, picture: Path) -> None:
     model: Any = xcit.load_exported(onnx_file)
     for call, message in (
-        (lambda: model(IMAGES.double()), "takes float32 images, and its precision"),
+        (lambda: model(IMAGES.double()), "accepts float32 images, and its precision"),
         (lambda: model(IMAGES[:, :, :7]), "smaller than one patch of 8x8"),
         (lambda: model(IMAGES[:, :2]), "images have 2 channels, the model takes 3"),
         (lambda: model.train(), "an exported file can't be trained"),
