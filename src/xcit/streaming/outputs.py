@@ -138,8 +138,8 @@ class NpyMap:
 class ZarrMap:
     """A map in a Zarr array, float32 (H, W, D). Each chunk of the array contains complete tokens.
 
-    Rows are collected in memory until they fill a row of chunks. Before `finish` is called, the name of the array's
-    folder is that of `path` with .part at the end.
+    Rows are collected in memory until they fill a row of chunks. Before `finish` is called, the array is in
+    the folder `<path>.part`.
 
     Raises:
         XCiTError: if zarr is not installed, or `path` exists and is not a Zarr array.
@@ -169,7 +169,7 @@ class ZarrMap:
         )
 
     def write(self, start: int, rows: Tensor) -> None:
-        """Writes all rows that complete a row of chunks, and keeps copies of the other rows in memory.
+        """Writes all complete rows of chunks to the array, and keeps copies of the remaining rows in memory.
 
         Raises:
             XCiTError: if the rows can't be written.

@@ -20,7 +20,7 @@ import torch
 from xcit.errors import XCiTError
 
 EXPORTED = "an exported file, not a checkpoint: give the weights that it was made from"
-"""The end of the message that refuses a model that was exported for another runtime."""
+"""The end of the error message for a model that was exported for another runtime."""
 
 
 class _Inert:
@@ -49,7 +49,7 @@ _INERT_GLOBALS: list[_Stand] = [
         # mmengine's training log; the log's methods were pickled as calls of getattr.
         "mmengine.logging.history_buffer.HistoryBuffer",
         "builtins.getattr",
-        # `meta` contains arrays and numbers of NumPy 1 or 2.
+        # The `meta` dict of OpenMMLab's checkpoints contains NumPy arrays and scalars, pickled by NumPy 1 or NumPy 2.
         "numpy.ndarray",
         "numpy.dtype",
         "numpy.core.multiarray._reconstruct",

@@ -74,7 +74,7 @@ def fitting_config(record: Record, stored: StoredWeights) -> Any:
 
 
 def fetch(name: str, folder: str | os.PathLike[str] | None = None, *, progress: DownloadProgress | None = None) -> Path:
-    """Downloads the weights of a published model to this machine, for use without a network.
+    """Downloads the weights of a published model to this machine, for use without a network connection.
 
     Args:
         name: a published name.
@@ -135,7 +135,7 @@ def _check_by_hand(record: Record) -> None:
     Raises:
         XCiTError: if the file is missing; the message says where to download the file and how to use it.
     """
-    mirror = os.environ.get("XCIT_MIRROR", "")  # a folder or a URL; a URL is not checked here
+    mirror = os.environ.get("XCIT_MIRROR", "")  # a folder or a URL; for a URL, nothing is checked here
     name = f"{record.name}.safetensors"
     folders = [cache_dir() / "checkpoints", *([Path(mirror.removeprefix("file://"))] if mirror else [])]
     if not mirror.startswith(("http://", "https://")) and not any((folder / name).is_file() for folder in folders):

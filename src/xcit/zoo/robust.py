@@ -14,7 +14,7 @@ from xcit.zoo.records import Accuracy, Checkpoint
 
 _RELEASE = "https://github.com/RobustBench/robustbench/releases/download/v1.1"
 
-# The ImageNet models accept images in 0..1 without normalisation. The size of an attack is on the same scale.
+# The ImageNet models accept images in 0..1 without normalisation. The size of an attack refers to this range.
 _IMAGENET = replace(published_preprocessing("official", 224), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 _CIFAR10 = Preprocessing(image_size=32, resize_to=32, mean=(0.4914, 0.4822, 0.4465), std=(0.2471, 0.2435, 0.2616))
 _CIFAR100 = Preprocessing(image_size=32, resize_to=32, mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761))

@@ -34,15 +34,16 @@ def save_model(model: nn.Module, path: Path) -> None:
         XCiTError: if the model is fused, or the file can't be written. An existing file is then unchanged.
     """
     if is_fused(model):
-        raise XCiTError("a fused model can't be saved: save the one it was made from")
+        raise XCiTError("a fused model can't be saved: save the original model, on which fuse() was called")
     metadata = model_metadata(model.config, model.info)
     write_safetensors(path, model.state_dict(), metadata)
 
 
 def origin_of(stored: StoredWeights) -> Statement | None:
-    """Returns the statement in a file's metadata; for a published file without metadata, describes the published model.
+    """Returns the statement about the model in a file; None if the model is unknown.
 
-    Returns None if the file has no statement and is not a published file.
+    The statement is read from the metadata. If the metadata contain no statement but the file is a published file, the
+    result is a statement about the published model.
 
     Raises:
         XCiTError: if the file's metadata can't be read.
@@ -184,7 +185,8 @@ def check_strides(wanted: XCiTConfig, stored: StoredWeights) -> None:
     if not wanted.stem_strides and len(theirs) == len(wanted.strides) and theirs != wanted.strides:
         raise XCiTError(
             f"{stored.path}: its stem has strides {', '.join(map(str, theirs))}, but the model's stem has "
-            f"{', '.join(map(str, wanted.strides))}: load the file by its path without a name, or pass stem_strides"
+            f"{', '.join(map(str, wanted.strides))}: give only the path of the file and no model name, or pass "
+            "stem_strides"
         )
 
 

@@ -190,7 +190,7 @@ def _preprocessing(prepared: Mapping[str, Any], height: int, width: int) -> tupl
 def _classes(
     content: Mapping[str, Any], prepared: Mapping[str, Any], num_classes: int
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Returns the class names, and the names of the class folders if these differ from the class names, else ().
+    """Returns the class names, and the names of the class folders (empty if they equal the class names).
 
     timm's own repositories of ImageNet models contain no class names. So a model with 1000 classes and no class names
     gets the class names of ImageNet.
