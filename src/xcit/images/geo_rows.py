@@ -153,7 +153,7 @@ class GeoRows:
 
 
 def _colour_bands(file: Any) -> list[int]:
-    """Returns all bands except transparency. If exactly red, green and blue are left, they are in this order."""
+    """Returns all bands except transparency. If they are exactly red, green and blue, they are in this order."""
     from rasterio.enums import ColorInterp
 
     names = dict(zip(file.indexes, file.colorinterp, strict=True))

@@ -20,8 +20,8 @@ class Selection:
     Attributes:
         level: index of the pyramid level to read; 0 is the largest. None means 0, or the level that `mpp` selects.
         mpp: requested pixel size, in micrometres per pixel. It selects a level: the coarsest level with a pixel size
-            that is `mpp` divided by a whole number. If this number is not 1, each pixel that is read is the mean of a
-            square of pixels of the level.
+            that is `mpp` divided by a whole number. If the whole number is not 1, each pixel that is read is the
+            mean of a square of pixels of the level.
         bands: channels to read, counted from 1, in the order of the model's channels. None means all channels that the
             reader of the file returns.
         value_range: the two values that are scaled to 0 and 1; values outside this range are clipped.
@@ -63,7 +63,7 @@ def level_of(info: RowsInfo, mpp: float) -> tuple[int, int]:
     """Returns a level, and the factor by which the level must be reduced, to get pixels of `mpp` micrometres.
 
     The level is the coarsest level with a pixel size that gives `mpp` when multiplied by a whole number. The factor is
-    this number.
+    this whole number.
 
     Raises:
         XCiTError: if the file does not contain the pixel size, or if no level gives `mpp`.

@@ -331,7 +331,7 @@ def _better(kept: Candidates, scores: Tensor, steps: Tensor, first: int, most: i
         kept: the best anchors so far.
         scores: scores of the anchors of the next rows, (n,).
         steps: offsets from the anchors of the next rows to their boxes, (n, 4).
-        first: index of the first of these anchors among all anchors of the map.
+        first: index of the first anchor of the next rows, among all anchors of the map.
         most: largest number of anchors to return.
     """
     places = torch.arange(first, first + len(scores), device=scores.device)

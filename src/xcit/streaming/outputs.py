@@ -24,8 +24,8 @@ class TokenMap(Protocol):
         """Prepares the destination. This method is called once, before any rows are written.
 
         Args:
-            grid: H and W.
-            dim: D.
+            grid: height H and width W of the token grid.
+            dim: width D of a token.
             goes_on: whether a killed run is resumed. If true, the rows that the killed run has written must be kept.
         """
 
@@ -146,7 +146,7 @@ class ZarrMap:
     """
 
     def __init__(self, path: Path) -> None:
-        need_packages(f"{path}: Zarr", "zarr")  # checked before the passes, because they may take an hour
+        need_packages(f"{path}: Zarr", "zarr")  # checked first, because the passes may take an hour
         if path.exists() and not (path / "zarr.json").exists() and not (path / ".zarray").exists():
             raise XCiTError(f"{path}: exists and is not a Zarr array: choose another name")
         self.path = path

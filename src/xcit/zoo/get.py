@@ -98,8 +98,8 @@ def get_model(
         num_classes: number of classes. If the weights have another number of classes, the model gets a new random head.
             0 means no head, and None means the number of classes of the weights or the architecture.
         in_channels: number of channels of the images; None means the number of channels of the weights or the
-            architecture. For another number, weights and preprocessing are adapted as in timm, and
-            `model.info.assumed` is True.
+            architecture. For another number of channels, weights and preprocessing are adapted as in timm,
+            and `model.info.assumed` is True.
         global_pool: the input of the head: "cls" (timm's "token") for the class token, "avg" for the mean of the patch
             tokens, or "none" (timm's "") for all tokens.
         drop_path_rate: rate of stochastic depth in training.

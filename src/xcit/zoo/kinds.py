@@ -44,8 +44,8 @@ class Kind(Generic[Config, Info, Model]):
         build: builds a model from a config, with random weights.
         backbone: returns the config of the XCiT within a model, from the model's config.
         config_from_weights: returns a model's config, from weights without metadata.
-        info_from_weights: returns a model's info, from weights without metadata and the model's config; it is None if
-            the weights contain no such information, which is the usual case.
+        info_from_weights: returns a model's info, from the model's config and from weights without metadata. Usually,
+            the weights contain no such information, and the result is None.
         fit: returns the config for loading a file into a model of a given config. Its arguments are the given config,
             the weights, the config in the file's metadata (or None), and the requested number of classes (or None). It
             raises an `XCiTError` if the weights do not fit.

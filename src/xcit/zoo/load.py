@@ -52,7 +52,7 @@ def load_as(
         progress: called while a file is downloaded.
 
     Raises:
-        XCiTError: if the file can't be downloaded or read, or does not fit.
+        XCiTError: if the file can't be downloaded or read, or does not fit `config`.
     """
     return load_stored_as(config, read_source(source, progress), num_classes=num_classes)
 
@@ -183,7 +183,7 @@ def read_record(record: Record, progress: DownloadProgress | None) -> StoredWeig
 
 
 def _checked(path: Path, record: Record) -> StoredWeights:
-    """Reads a downloaded file, and checks that its weights are complete, finite and fit the record's model."""
+    """Reads a downloaded file, and checks that its weights are complete and finite, and fit the record's model."""
     stored = read_verified(path)
     check_state(outline(fitting_config(record, stored)), stored.whole, str(path))
     if bad := nonfinite(stored.whole):

@@ -102,7 +102,7 @@ class Checkpoint(Record):
         task: "image-classification", or "image-features" if the model has no classifier.
         config: the config (shape) of the model.
         distilled: whether it was trained by distillation from a teacher.
-        preprocessing: the preprocessing with which its authors measured it.
+        preprocessing: the preprocessing with which its authors measured the published accuracy.
         accuracies: the published accuracies.
     """
 
@@ -241,7 +241,7 @@ class SegmenterRecord(DenseRecord):
 
     Attributes:
         model: the config of the segmenter.
-        preprocessing: the preprocessing with which its authors measured it.
+        preprocessing: the preprocessing with which its authors measured the published accuracy.
     """
 
     kind = SEGMENTER

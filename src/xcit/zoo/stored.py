@@ -1,6 +1,6 @@
 """Describes the model in a weights file or folder, and builds models from stored weights.
 
-Native tensor names are this package's own names, in contrast to those of the official code, timm and mmpretrain. A
+Native tensor names are this package's own names. The official code, timm and mmpretrain use other names. A
 statement is the description of a model: its kind, config (shape) and info (class names and preprocessing).
 """
 
@@ -101,7 +101,11 @@ def read_weights(path: str | os.PathLike[str], *, key: str | None = None) -> Sto
 
 
 def read_verified(path: Path, *, key: str | None = None) -> StoredWeights:
-    """Does what `read_weights` does; raises an `XCiTError` if the tensors do not match the digest in the metadata."""
+    """Does what `read_weights` does, and checks the tensors.
+
+    Raises:
+        XCiTError: as in `read_weights`, and if the tensors do not match the digest in the metadata.
+    """
     stored = read_weights(path, key=key)
     expected = stored.metadata.get("digest")
     if expected is not None and digest(stored.whole) != expected:
@@ -147,7 +151,7 @@ def load_stored_as(
         stored: the file.
         num_classes: for a classifier: if this is not None, the file may have another number of classes than `config`,
             and the model gets the file's head. A segmenter or detector always gets the file's classes.
-        changes: changes of the shape, which are made after the file is found to fit `config`.
+        changes: changes of the shape, which are made after the check that the file fits `config`.
 
     Raises:
         XCiTError: if the weights do not fit.
@@ -155,9 +159,7 @@ def load_stored_as(
     kind = kind_of_config(config)
     _check_kind(kind, stored)
     stated = read_metadata(stored)
-    if (
-        changes.in_channels is not None
-    ):  # the file's number of channels is used first; `build_stored` changes the number
+    if changes.in_channels is not None:  # first the file's number of channels; `build_stored` changes it later
         found = shape_from_state(stored.state, str(stored.path))["in_channels"]
         config = Changes(in_channels=found).of(config)
     fitting = kind.fit(config, stored, None if stated is None else stated.config, num_classes)
