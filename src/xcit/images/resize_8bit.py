@@ -72,7 +72,7 @@ def bilinear_taps(
 ) -> tuple[tuple[NDArray[np.int64], NDArray[np.int64]], tuple[NDArray[np.int32], ...]]:
     """Returns the neighbours and weights for the bilinear interpolation along one axis.
 
-    If a new pixel lies beyond the centre of the first or last old pixel, both neighbours of the new pixel are this old
+    If a new pixel is beyond the centre of the first or last old pixel, both neighbours of the new pixel are this old
     pixel. OpenCV then resets the two weights to 2048 and 0 when it resizes the width, but not when it resizes the
     height. The two cases differ only by rounding.
 

@@ -1,6 +1,7 @@
 """Sources of rows that modify another source: they select bands, a range of values or a region, or reduce the size.
 
-Each of them adapts the `info` and the `read_mask` of the other source (see `rows.py`). `MaskedRows` adds a mask.
+Each of these sources adapts the `info` and the `read_mask` of the other source (see `rows.py`). `MaskedRows` adds a
+mask.
 """
 
 from collections.abc import Callable

@@ -244,7 +244,7 @@ class _Passes:
     def _rows_at_once(self, run: TappedRun) -> int:
         """Returns the number of rows of the finest map that are computed at once.
 
-        It is the largest useful multiple of `_LEAST_ROWS` that stays within the memory limit.
+        This number is a multiple of `_LEAST_ROWS`. It is limited by `_MOST_NUMBERS` and by the memory limit.
         """
         finest = self._levels[0]
         room = run.memory // self._number - (self._stored if run.folder is None else 0) - self._candidates()

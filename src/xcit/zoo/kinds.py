@@ -179,7 +179,7 @@ def _sides(stored: StoredWeights, name: str, kind: str) -> tuple[int, int]:
     """Returns the number of outputs and the number of inputs of a layer, from its weight.
 
     Raises:
-        XCiTError: if the file has no such weight, or it has fewer than two dimensions.
+        XCiTError: if the file has no such weight, or the weight has fewer than two dimensions.
     """
     weight = stored.dense.get(name)
     if weight is None or weight.ndim < 2:

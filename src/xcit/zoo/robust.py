@@ -41,7 +41,7 @@ _IN_RELEASES: tuple[tuple[str, str, str, int, Preprocessing, str, tuple[_Model, 
         ("l", "large-12", 70.76, 35.08, "1Sg4BQ5pBdlR_M41VDxOlYxCl1_It8elL"),
     )),
 )
-# The ImageNet models for attacks of size 8/255. The columns are the same as those of a model above.
+# The ImageNet models for attacks of size 8/255. The columns are the columns of a model in the table above.
 _ON_DRIVE: tuple[_Model, ...] = (
     ("s", "small-12", 63.46, 25.00, "1lFcXruv6lUz9XqxvXTzyA_7YLprPZq2q"),
     ("m", "medium-12", 67.80, 26.58, "1Nw86jzlXLEGbFQZtd39i0Mampwh2ZAFv"),

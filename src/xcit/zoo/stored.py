@@ -57,8 +57,8 @@ def origin_of(stored: StoredWeights) -> Statement | None:
 def describe(stored: StoredWeights, *, has_strides: bool = False) -> Statement:
     """Returns the statement about the model in a file.
 
-    If the model is identified by neither the metadata nor the name or SHA-256 of the file, the statement is derived
-    from the tensors. Then the stem's strides are assumed, and a warning is logged.
+    The statement is read from the metadata, or found by the name or SHA-256 of the file (see `origin_of`). If both
+    fail, the statement is derived from the tensors. Then the stem's strides are assumed, and a warning is logged.
 
     Args:
         stored: the file.
