@@ -144,7 +144,7 @@ def test_of_a_file_from_nowhere_a_line_says_what_was_assumed(tmp_path: Path, cap
         (line,) = caplog.messages
         assert line == (
             f"{path} does not state its model: loaded as small-12-p16 with stem strides 2, 2, 2, 2 (patches of 16); if "
-            "it was trained with other strides, pass stem_strides (--stem-strides)"
+            "the weights were trained with other strides, pass stem_strides (--stem-strides)"
         )
         assert not torch.allclose(assumed(normalised), want, atol=1e-2)
         caplog.clear()

@@ -12,7 +12,7 @@ class CellPlace:
     """The position of a grid of cells, with one cell per patch. The module `transforms.py` defines transforms.
 
     The transforms place each cell on the square of its patch's pixels. But the stem's convolutions centre a cell on the
-    first pixel of this square (upper left). So the map appears half a cell too far to the right and down. The functions
+    upper left pixel of this square. So the map appears half a cell too far to the right and down. The functions
     in `draw/cells.py` correct this shift for pictures. The transforms do not correct it.
 
     Attributes:

@@ -26,8 +26,8 @@ class GeoRows:
 
     - If the file has a mask band or transparency, a pixel is missing where the mask band or the transparency is 0.
     - Otherwise, the file's nodata value decides. A pixel of unsigned integers is missing if all selected bands have the
-      nodata value, because a 0 in a single band may just be dark. A pixel of another type is missing if any selected
-      band has the nodata value.
+      nodata value. One band is not enough, because the nodata value is often 0, which is also the value of a dark
+      pixel. A pixel of another type is missing if any selected band has the nodata value.
     - A floating-point pixel is also missing if any selected band is not finite.
 
     `bands` selects bands, counted from 1. A selected transparency band is read as a channel and is not used as a mask.
@@ -153,7 +153,7 @@ class GeoRows:
 
 
 def _colour_bands(file: Any) -> list[int]:
-    """Returns all bands except transparency. If exactly red, green and blue are left, they are in this order."""
+    """Returns all bands except transparency. If they are exactly red, green and blue, they are in this order."""
     from rasterio.enums import ColorInterp
 
     names = dict(zip(file.indexes, file.colorinterp, strict=True))

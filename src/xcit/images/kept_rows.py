@@ -29,7 +29,7 @@ class KeptRows:
         pieces: list[tuple[Pixels, Mask | None]] = []
         while start < end:
             if not self._start <= start < self._end:
-                self._kept = None  # released first, so that only one row of tiles is in memory
+                self._kept = None  # frees the previous row of tiles before the next row is decoded
                 self._start = start - start % self._tile_rows
                 self._end = min(self._start + self._tile_rows, self._height)
                 try:

@@ -10,7 +10,7 @@ from xcit.images.rows import ImageRows, Mask, Pixels, mask_reader, rows_info
 
 
 class PaddedRows:
-    """A source of rows that adds padding to another source. Its height and width are multiples of `multiple`.
+    """A source of rows that adds padding to another source. The padded height and width are multiples of `multiple`.
 
     The mask is false in the padding, so that the pixels of the padding are 0 after the normalisation. But the model
     uses the tokens of the padding like all other tokens, as in a padded batch (see `streaming.masks`).

@@ -29,7 +29,7 @@ class PassedBy:
     num_results: int = 0
 
     def add(self, path: Path) -> None:
-        """Counts a file that is not an image, judged by its name."""
+        """Counts a file that is left out because it is hidden or does not have the suffix of an image."""
         if path.name.startswith("."):
             self.num_hidden += 1
         elif path.name not in self.known:

@@ -72,13 +72,14 @@ def bilinear_taps(
 ) -> tuple[tuple[NDArray[np.int64], NDArray[np.int64]], tuple[NDArray[np.int32], ...]]:
     """Returns the neighbours and weights for the bilinear interpolation along one axis.
 
-    Beyond an edge, both neighbours of a new pixel are the old pixel at the edge. There, OpenCV resets the two weights
-    to 2048 and 0 when it resizes the width, but not when it resizes the height. The result differs only by rounding.
+    If a new pixel is beyond the centre of the first or last old pixel, both neighbours of the new pixel are this old
+    pixel. OpenCV then resets the two weights to 2048 and 0 when it resizes the width, but not when it resizes the
+    height. The two cases differ only by rounding.
 
     Args:
         old: number of pixels before resizing.
         new: number of pixels after resizing.
-        resets_weights: whether the weights of new pixels beyond an edge are reset to 2048 and 0.
+        resets_weights: whether the weights are reset to 2048 and 0 if both neighbours are the same old pixel.
 
     Returns:
         The indices of the first and second neighbour of each new pixel, (new,) each, and the weights of the first and

@@ -1,6 +1,7 @@
 """Sources of rows that modify another source: they select bands, a range of values or a region, or reduce the size.
 
-Each of them adapts the `info` and the `read_mask` of the other source (see `rows.py`). `MaskedRows` adds a mask.
+Each of these sources adapts the `info` and the `read_mask` of the other source (see `rows.py`). `MaskedRows` adds a
+mask.
 """
 
 from collections.abc import Callable
@@ -125,7 +126,7 @@ class ShrunkRows:
     def read(self, start: int, end: int) -> Pixels:
         """Returns rows start:end in a new array."""
         pieces = []
-        for row in range(start, end):  # one row at a time: each row needs factor**2 times as many source pixels
+        for row in range(start, end):  # one row at a time, to save memory: a pixel needs factor**2 source pixels
             rows = self._source.read(row * self._factor, (row + 1) * self._factor)[:, : self.width * self._factor]
             means = box_means(rows, self._factor)
             pieces.append(np.rint(means).astype(rows.dtype) if rows.dtype.kind in "ui" else means)

@@ -19,13 +19,14 @@ class Selection:
 
     Attributes:
         level: index of the pyramid level to read; 0 is the largest. None means 0, or the level that `mpp` selects.
-        mpp: size of a pixel to read, in micrometres per pixel. It selects a level: the coarsest level with a pixel size
-            that is `mpp` divided by a whole number. If this number is not 1, each pixel that is read is the mean of a
-            square of pixels of the level.
+        mpp: requested pixel size, in micrometres per pixel. It selects a level: the coarsest level with a pixel size
+            that is `mpp` divided by a whole number. If the whole number is not 1, each pixel that is read is the
+            mean of a square of pixels of the level.
         bands: channels to read, counted from 1, in the order of the model's channels. None means all channels that the
             reader of the file returns.
         value_range: the two values that are scaled to 0 and 1; values outside this range are clipped.
-        region: x, y, width and height of a rectangle to read, in pixels of the selected level or size.
+        region: x, y, width and height of a rectangle to read, in pixels of the selected level, or in pixels of size
+            `mpp` if `mpp` is given.
         mask: an image file or an array (H, W). It is scaled to the size of the image that is read. Pixels are ignored
             where the mask is 0.
         ignore_exif: if true, the EXIF orientation of JPEG, PNG and similar files is ignored.
@@ -62,7 +63,7 @@ def level_of(info: RowsInfo, mpp: float) -> tuple[int, int]:
     """Returns a level, and the factor by which the level must be reduced, to get pixels of `mpp` micrometres.
 
     The level is the coarsest level with a pixel size that gives `mpp` when multiplied by a whole number. The factor is
-    this number.
+    this whole number.
 
     Raises:
         XCiTError: if the file does not contain the pixel size, or if no level gives `mpp`.
@@ -77,6 +78,6 @@ def level_of(info: RowsInfo, mpp: float) -> tuple[int, int]:
         if factor >= 1 and abs(factor * sizes[level] / mpp - 1) <= NEAR:
             return level, factor
     raise XCiTError(
-        f"{info.name}: no level gives {mpp:g} micrometres per pixel; possible sizes are "
+        f"{info.name}: no level gives {mpp:g} micrometres per pixel; possible pixel sizes are "
         f"{', '.join(f'{size:.4g}' for size in sizes)} and whole multiples of these sizes"
     )

@@ -13,7 +13,7 @@ from xcit.images.rows import Mask, Pixels, RowsInfo
 from xcit.images.transforms import level_place
 
 _TILE_ROWS = 256
-"""Height of a row of tiles in pixels, if the file does not contain the height of its tiles."""
+"""Height of a row of tiles in pixels that is assumed if the file does not contain the height of its tiles."""
 
 _COLUMNS_AT_ONCE = 2048
 

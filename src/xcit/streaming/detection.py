@@ -1,4 +1,6 @@
-"""Runs a detector on an image of any size in bounded memory. Up to rounding, the result is that of one forward pass.
+"""Runs a detector on an image of any size in bounded memory.
+
+The result equals the result of one forward pass, up to rounding.
 
 The backbone processes the image in stripes (a few rows at a time). The tokens after four of its blocks are stored in
 taps (see `taps.py`). One more pass over these tokens computes the feature maps of the neck (the feature pyramid), a few
@@ -67,8 +69,8 @@ def detect_rows(
 ) -> tuple[Detections, Report]:
     """Detects the objects in an image of any size at its full resolution, in bounded memory.
 
-    The result is that of `MaskRCNN.detect` on the image without scaling, up to rounding. Tokens that the source's mask
-    leaves out are 0 in the features, and an object with its centre in one of these tokens is dropped.
+    The result equals the result of `MaskRCNN.detect` on the image without scaling, up to rounding. Tokens that the
+    source's mask leaves out are 0 in the features. An object with its centre in one of these tokens is dropped.
 
     Args:
         model: the model, on its device and in its dtype. If it is not fused, a fused copy is used.
@@ -85,7 +87,8 @@ def detect_rows(
 
     Raises:
         XCiTError: if a part of the model can't be computed by rows, the memory limit is too small, the scratch disk is
-            too small, or the image can't be read. All of these except the last are checked before the first pass.
+            too small, or the image can't be read. The image is read during the passes; the other conditions are checked
+            before the first pass.
     """
     network = model if isinstance(model.backbone.xcit, FusedXCiT) else model.fuse()
     backbone = network.backbone.xcit
@@ -137,8 +140,8 @@ class _Passes:
     def needs(self) -> HeadNeeds:
         """Returns the resources that the computations after the backbone need.
 
-        The memory is that of the neck with the smallest stripes, or that of the box and mask heads if the heads need
-        more. The memory of the best anchors of each map is added.
+        The memory is the larger of two numbers: the memory of the neck with the smallest stripes, and the memory of the
+        box and mask heads. The memory of the best anchors of each map is added.
         """
         heads = self._network.roi_heads.numbers_at_once(self._max_objects)
         return HeadNeeds(
@@ -241,7 +244,7 @@ class _Passes:
     def _rows_at_once(self, run: TappedRun) -> int:
         """Returns the number of rows of the finest map that are computed at once.
 
-        It is the largest useful multiple of `_LEAST_ROWS` that stays within the memory limit.
+        This number is a multiple of `_LEAST_ROWS`. It is limited by `_MOST_NUMBERS` and by the memory limit.
         """
         finest = self._levels[0]
         room = run.memory // self._number - (self._stored if run.folder is None else 0) - self._candidates()
@@ -320,7 +323,7 @@ def _share(row: int, finest: int, height: int) -> int:
 
 
 def _better(kept: Candidates, scores: Tensor, steps: Tensor, first: int, most: int) -> Candidates:
-    """Returns the `most` best anchors among the kept anchors and the anchors of the next rows.
+    """Returns the best anchors among the kept anchors and the anchors of the next rows, at most `most` of them.
 
     Among anchors with equal scores, earlier anchors are preferred, as in a stable sort of all anchors.
 
@@ -328,7 +331,7 @@ def _better(kept: Candidates, scores: Tensor, steps: Tensor, first: int, most: i
         kept: the best anchors so far.
         scores: scores of the anchors of the next rows, (n,).
         steps: offsets from the anchors of the next rows to their boxes, (n, 4).
-        first: index of the first of these anchors among all anchors of the map.
+        first: index of the first anchor of the next rows, among all anchors of the map.
         most: largest number of anchors to return.
     """
     places = torch.arange(first, first + len(scores), device=scores.device)
@@ -340,7 +343,7 @@ def _better(kept: Candidates, scores: Tensor, steps: Tensor, first: int, most: i
 
 
 def _counting(candidates: Candidates) -> Candidates:
-    """Removes the candidates that a mask leaves out. Their scores are negative."""
+    """Removes the candidates with negative scores. A negative score marks an anchor that a mask leaves out."""
     count = int((candidates.scores >= 0).sum())
     return Candidates(*(part[:count] for part in candidates))
 

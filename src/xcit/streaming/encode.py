@@ -203,7 +203,7 @@ class _Run:
         """Returns the key of the run. A run resumes an earlier run only if their keys are equal."""
         identity = rows_info(self._source).identity
         if identity is None:
-            # A later run can't know whether its image is the same. So each run gets its own text and can't be resumed.
+            # A later run can't check whether the image has changed. So each run gets its own text and can't be resumed.
             identity = f"process of its own {id(self)} {time.time_ns()}"
         wanted, maps = self._wanted, sorted(self._wanted.maps)
         what = (sorted(wanted.class_tokens), sorted(wanted.means), maps, wanted.attention, str(self._spec))

@@ -1,4 +1,4 @@
-"""Passes the output rows of a block to the next block, to a map, and to a mean."""
+"""Passes the output rows of a block to the next block and to a map, and includes them in a mean over the tokens."""
 
 import torch
 from torch import Tensor, nn

@@ -24,8 +24,8 @@ class TokenMap(Protocol):
         """Prepares the destination. This method is called once, before any rows are written.
 
         Args:
-            grid: H and W.
-            dim: D.
+            grid: height H and width W of the token grid.
+            dim: width D of a token.
             goes_on: whether a killed run is resumed. If true, the rows that the killed run has written must be kept.
         """
 
@@ -138,15 +138,15 @@ class NpyMap:
 class ZarrMap:
     """A map in a Zarr array, float32 (H, W, D). Each chunk of the array contains complete tokens.
 
-    Rows are collected in memory until they fill a row of chunks. Before `finish` is called, the name of the array's
-    folder is that of `path` with .part at the end.
+    Rows are collected in memory until they fill a row of chunks. Before `finish` is called, the array is in
+    the folder `<path>.part`.
 
     Raises:
         XCiTError: if zarr is not installed, or `path` exists and is not a Zarr array.
     """
 
     def __init__(self, path: Path) -> None:
-        need_packages(f"{path}: Zarr", "zarr")  # checked before the passes, because they may take an hour
+        need_packages(f"{path}: Zarr", "zarr")  # checked first, because the passes may take an hour
         if path.exists() and not (path / "zarr.json").exists() and not (path / ".zarray").exists():
             raise XCiTError(f"{path}: exists and is not a Zarr array: choose another name")
         self.path = path
@@ -169,7 +169,7 @@ class ZarrMap:
         )
 
     def write(self, start: int, rows: Tensor) -> None:
-        """Writes all rows that complete a row of chunks, and keeps copies of the other rows in memory.
+        """Writes all complete rows of chunks to the array, and keeps copies of the remaining rows in memory.
 
         Raises:
             XCiTError: if the rows can't be written.

@@ -106,7 +106,7 @@ def make_plan(
     assert best is not None
     raise XCiTError(
         f"{image.width} x {image.height} pixels can't be processed in {format_size(bound)} of memory: at least "
-        f"{format_size(best.peak_bytes)} are needed, with {format_size(best.scratch_bytes)} of scratch files"
+        f"{format_size(best.peak_bytes)} of memory and {format_size(best.scratch_bytes)} of scratch files are needed"
     )
 
 

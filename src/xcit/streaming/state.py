@@ -35,7 +35,7 @@ class State:
         passes: number of finished passes, including the pass that embeds the image.
         current: index (0 or 1) of the file that contains the tokens.
         checksum: checksum of the tokens in this file (see `ScratchTokens`).
-        sums: sums over all tokens that the next XCA block needs; None if no XCA block follows.
+        sums: the sums over all tokens, which the next XCA block needs; None if no XCA block follows.
         cls: the class token (D,); None before class attention.
         class_tokens: class tokens (D,) collected so far, by block.
         means: means (D,) collected so far, by block.

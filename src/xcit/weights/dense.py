@@ -161,7 +161,7 @@ def dense_from_native(state: Mapping[str, Tensor], rows: Rows) -> dict[str, Tens
 
 
 def xcit_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Extracts the XCiT from a native state dict of a dense model; its tensor names lose the prefix `XCIT`."""
+    """Extracts the XCiT from a native state dict of a dense model. The prefix `XCIT` is removed from the names."""
     return {name.removeprefix(XCIT): tensor for name, tensor in state.items() if name.startswith(XCIT)}
 
 

@@ -71,7 +71,8 @@ def download(
 
     Raises:
         DownloadError: The server can't be reached, returns an error, or redirects from https to an address without
-            encryption. Or the connection broke twice, the file is wrong, or the file can't be written.
+            encryption. The error is also raised if the connection broke twice, the file is wrong, or the file can't
+            be written.
     """
     from filelock import FileLock  # imported here, because the import takes 0.1 s
 
@@ -136,7 +137,7 @@ class _Transfer:
 
     @property
     def note(self) -> Path:
-        """Path of the JSON file with the URL of the part file, and the version of the file at that URL."""
+        """Path of a JSON file that contains the URL of the download and the version of the file on the server."""
         return self.destination.with_name(f"{self.destination.name}.part.json")
 
     def run(self, sha256: str | None, check: Callable[[Path], object]) -> None:

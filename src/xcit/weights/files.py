@@ -74,7 +74,7 @@ class StoredWeights:
 
     @property
     def whole(self) -> dict[str, Tensor]:
-        """All tensors of the model under native names: `dense` or `state`. The digest is computed from them."""
+        """All tensors of the model under native names. The digest is computed from these tensors."""
         return self.dense or self.state
 
 
@@ -232,7 +232,7 @@ def _sort_out(
     tensors: dict[str, Tensor], wrapper: str, metadata: dict[str, str], path: Path, heads: Heads
 ) -> StoredWeights:
     """Detects the format, sets aside the tensors that belong neither to the backbone nor to the classifier, and renames
-    the others to native names.
+    the remaining tensors to native names.
 
     Args:
         tensors: the tensors by their names in the file.

@@ -163,7 +163,7 @@ def _rename(name: str, rows: Mapping[str, str]) -> str | None:
 
 
 def _templates(name: str) -> Iterator[tuple[str, int]]:
-    """Yields pairs of a row that may match a name, and the index i. In the row, `{i}` or `{2i}` replaces the number."""
+    """Yields each row (with `{i}` or `{2i}` instead of the number) that may match a name, together with the index i."""
     match = _NUMBER.search(name)
     if match is None:
         yield name, 0

@@ -22,7 +22,7 @@ from xcit.writing import make_folder, whole_file
 _LOG = logging.getLogger("xcit")
 
 PREFIX = "hf-hub:"
-"""The prefix of a name that is a repository on the Hub, as in timm: "hf-hub:USER/REPO"."""
+"""The prefix of the name of a repository on the Hub, as in timm: "hf-hub:USER/REPO"."""
 
 PATIENCE_SECONDS = 2.0
 """Time limit in seconds for the first connection.

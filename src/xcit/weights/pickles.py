@@ -19,8 +19,8 @@ import torch
 
 from xcit.errors import XCiTError
 
-EXPORTED = "an exported file, not a checkpoint: give the weights that it was made from"
-"""The end of the message that refuses a model that was exported for another runtime."""
+EXPORTED = "an exported file, not a checkpoint: give the weights of the original model"
+"""The end of the error message for a model that was exported for another runtime."""
 
 
 class _Inert:
@@ -49,7 +49,7 @@ _INERT_GLOBALS: list[_Stand] = [
         # mmengine's training log; the log's methods were pickled as calls of getattr.
         "mmengine.logging.history_buffer.HistoryBuffer",
         "builtins.getattr",
-        # `meta` contains arrays and numbers of NumPy 1 or 2.
+        # The `meta` dict of OpenMMLab's checkpoints contains NumPy arrays and scalars, pickled by NumPy 1 or NumPy 2.
         "numpy.ndarray",
         "numpy.dtype",
         "numpy.core.multiarray._reconstruct",
@@ -72,7 +72,7 @@ _INERT_GLOBALS += [
 MOST_TENSORS = 50_000
 """The largest allowed number of tensors in a file.
 
-The largest published detector has about 1,000, and the checkpoint of its training run has about 4,000.
+The largest published detector has about 1,000 tensors, and the checkpoint of its training run has about 4,000 tensors.
 """
 
 _UNPICKLING = threading.Lock()
@@ -96,7 +96,7 @@ def read_pickle(path: Path, *, zipped: bool, mapped: bool = True) -> object:
         with _UNPICKLING, warnings.catch_warnings(), torch.serialization.safe_globals(_INERT_GLOBALS):
             # The warnings are about pickle protocols and typed storage, which the user of a file can't change.
             warnings.simplefilter("ignore")
-            if path.suffix == ".safetensors":  # torch would read a path with this suffix as safetensors
+            if path.suffix == ".safetensors":  # torch would read such a path as a safetensors file
                 with path.open("rb") as file:
                     return torch.load(file, map_location="cpu", weights_only=True)
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped and mapped)

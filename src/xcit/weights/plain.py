@@ -10,7 +10,7 @@ def tensor_problem(tensor: Tensor) -> str:
     """Describes why a tensor can't be used as weights; returns "" if it can. The values are not read.
 
     This check is needed because a file can contain tensors of any type. Without the check, torch would convert
-    complex numbers to real numbers with only a warning, and would raise errors of many classes for other types.
+    complex numbers to real numbers with only a warning, and would raise exceptions of many classes for other types.
     """
     if tensor.layout != torch.strided:
         return f"a sparse tensor ({str(tensor.layout).removeprefix('torch.')})"

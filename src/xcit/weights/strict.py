@@ -101,8 +101,8 @@ def _head_advice(expected: Mapping[str, Sequence[int]], state: Mapping[str, Tens
         ]
     if not found:
         return [
-            f"The file has no classifier, but the model has one of {wanted} classes: pass num_classes=0 to load the "
-            f"backbone, then call reset_classifier({wanted}) for a new classifier."
+            f"The file has no classifier, but the model has a classifier of {wanted} classes: pass num_classes=0 to "
+            f"load the backbone, then call reset_classifier({wanted}) for a new classifier."
         ]
     return [
         f"The file has {found} classes, the model has {wanted}: pass num_classes={found} to load the file's "

@@ -137,8 +137,8 @@ def read_adapter(folder: Path, read: Callable[[str], StoredWeights]) -> StoredWe
     load_state(model, kept | head | own_head, str(stored.path))
     if metadata.get(_BASE_DIGEST, found := _digest_of_base(model)) != found:
         raise XCiTError(
-            f"{folder}: the adapter was trained on other weights than {base} has now: use the earlier weights, or "
-            "train again"
+            f"{folder}: the weights of {base} have changed since this adapter was trained: use the earlier weights of "
+            f"{base}, or train the adapter again"
         )
     try:
         with quiet_peft():
@@ -153,8 +153,8 @@ def read_adapter(folder: Path, read: Callable[[str], StoredWeights]) -> StoredWe
 def _described(stored: StoredWeights, shapes: dict[str, list[int]]) -> Statement:
     """Describes the model of an adapter that PEFT itself wrote. Such an adapter has no metadata of this package.
 
-    The description is that of the base model. If the adapter contains a head with another number of classes, the
-    number of classes is that of the adapter, and there are no class names.
+    Returns the description of the base model. If the adapter contains a head with another number of classes, the number
+    of classes is taken from the adapter, and there are no class names.
     """
     stated = describe(stored)
     CLASSIFIER.require(empty_model(stated.config), str(stored.path))

@@ -78,8 +78,8 @@ def with_strides(strides: tuple[int, ...]) -> dict[str, Any]:
 def with_channels(state: Mapping[str, Tensor], in_channels: int) -> Mapping[str, Tensor]:
     """Adapts the first convolution in a state dict to images with another number of channels, as timm does.
 
-    For one channel, the weights are summed over the channels. For other numbers, the weights are repeated over the
-    channels and multiplied by (old number / new number), so that the outputs keep their scale.
+    For one channel, the weights are summed over the channels. For any other number of channels, the weights are
+    repeated over the channels and multiplied by (old number / new number), so that the outputs keep their scale.
     """
     name = next((name for name in state if name == _STEM or name.endswith(f".{_STEM}")), None)
     if name is None or state[name].ndim != 4 or state[name].shape[1] == in_channels:

@@ -75,8 +75,8 @@ def _published(
     timm = f"{base}_{image_size}.fb{'_dist' if distilled else ''}_in1k"
     aliases = [official, timm, f"timm/{timm}"]
     if image_size == 224 and not distilled:
-        # A name without image size and "dist" means the model for 224 pixels without distillation. In the
-        # official hub, this name has underscores.
+        # A name that contains no image size means 224 pixels, and a name without "dist" means a model that was trained
+        # without distillation. In the official hub, this name has underscores.
         aliases += [f"xcit-{architecture}", base]
     if image_size == 384:
         aliases.append(f"{base}_384")  # timm's name without its tag

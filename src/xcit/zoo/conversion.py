@@ -1,4 +1,4 @@
-"""Writes a checkpoint in another format with identical values, or as a folder for the Hugging Face Hub."""
+"""Writes a checkpoint in another format, without changing its values, or as a folder for the Hugging Face Hub."""
 
 from collections.abc import Callable
 from dataclasses import replace

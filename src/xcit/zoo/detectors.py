@@ -19,10 +19,10 @@ _PUBLISHED: tuple[tuple[str, float, float], ...] = (
 )
 
 DETECTOR_ARCHITECTURES = tuple(architecture for architecture, _, _ in _PUBLISHED)
-"""The architectures whose detectors were published."""
+"""The architectures for which detectors were published."""
 
 EITHER_PATCH = "mask-rcnn_xcit-medium-24-p16_3x_coco"
-"""A model with different patch sizes in its name (16) and its published config (8). The size of its weights is used."""
+"""A model with patch size 16 in its name, but 8 in its published config. The patch size of its weights is used."""
 
 
 def detector_config(architecture: XCiTConfig, num_classes: int = 80) -> MaskRCNNConfig:

@@ -45,7 +45,7 @@ class Shared:
         config: the config (shape) of the model.
         info: class names and preprocessing; None if they are not known.
         licence: licence of the weights; "" if it is not known.
-        sources: the published sources of the weights: dicts with their location, file name and SHA-256.
+        sources: the published sources of the weights: one dict per source, with location, file name and SHA-256.
         card: the text of the model card.
     """
 
@@ -182,8 +182,8 @@ def _checked_manifest(folder: Path) -> dict[str, Any]:
     for name in (CONFIG, WEIGHTS):
         if name in digests and (folder / name).is_file() and _sha256(folder / name) != digests[name]:
             raise XCiTError(
-                f"{folder / name}: damaged or changed: its SHA-256 differs from that in {MANIFEST}; if the file was "
-                f"changed on purpose, remove {MANIFEST}"
+                f"{folder / name}: damaged or changed: its SHA-256 differs from the SHA-256 in {MANIFEST}; if the file "
+                f"was changed on purpose, remove {MANIFEST}"
             )
     return manifest
 

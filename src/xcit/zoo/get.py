@@ -92,19 +92,20 @@ def get_model(
             or URL of a weights file. The weights of a file are always loaded.
         pretrained: for a name: False for random weights, True for the published weights, or the path or URL of a file
             with weights for this architecture. Published weights are downloaded if they are not yet on this machine.
-            A file may have any published format: official, timm, mmpretrain or DINO; for a segmenter or detector only
-            the official format.
+            A file may have any published format: official, timm, mmpretrain or DINO. The file of a segmenter or
+            detector must have the official format.
         device: the device of the model; None means the CPU.
-        num_classes: number of classes. If it differs from that of the weights, the model gets a new random head. 0
-            means no head, and None means the number of the weights or the architecture.
-        in_channels: number of channels of the images; None means the number of the weights or the architecture. For
-            another number, weights and preprocessing are adapted as in timm, and `model.info.assumed` is True.
+        num_classes: number of classes. If the weights have another number of classes, the model gets a new random head.
+            0 means no head, and None means the number of classes of the weights or the architecture.
+        in_channels: number of channels of the images; None means the number of channels of the weights or the
+            architecture. For another number of channels, weights and preprocessing are adapted as in timm,
+            and `model.info.assumed` is True.
         global_pool: the input of the head: "cls" (timm's "token") for the class token, "avg" for the mean of the patch
             tokens, or "none" (timm's "") for all tokens.
         drop_path_rate: rate of stochastic depth in training.
         stem_strides: strides of the stem's convolutions, if the name or file does not determine them. For example,
             (1, 1, 2, 2) uses weights for patches of 16 in a model with patches of 4.
-        features_only: whether to return a `FeatureMaps` instead. It returns the feature maps of some blocks, as in
+        features_only: whether to build a `FeatureMaps`, a model that returns the feature maps of some blocks, as in
             timm.
         out_indices: with `features_only`: the blocks whose maps are returned, or an int n for the last n blocks; None
             means the last 3, as in timm.
@@ -238,7 +239,7 @@ def _backbone(
     changes: Changes,
     progress: DownloadProgress | None,
 ) -> tuple[XCiTConfig, StoredWeights | None]:
-    """Returns the config of a backbone, without `changes`, and its weights (None for random weights)."""
+    """Returns the config of a backbone, to which `changes` are not applied yet, and its weights (None if random)."""
     stored: StoredWeights | None = None
     if is_file(model):
         _one_file(model, pretrained)
@@ -281,8 +282,8 @@ def _build_pyramid(
     channels = config.in_channels
     own = {name.removeprefix("backbone."): tensor for name, tensor in stored.dense.items()}
     own = {name: tensor for name, tensor in own.items() if name.startswith(("xcit.", "pyramid."))}
-    # Other strides give another patch size. Then other layers resize the maps, and the weights do not contain these
-    # layers.
+    # If the strides are changed, the patch size changes too. Then other layers resize the maps, and the file does not
+    # contain weights for these layers.
     if stored.dense and changes.stem_strides is None:
         load_state(built, with_channels(own, channels), str(stored.path))
     else:

@@ -44,14 +44,14 @@ class Kind(Generic[Config, Info, Model]):
         build: builds a model from a config, with random weights.
         backbone: returns the config of the XCiT within a model, from the model's config.
         config_from_weights: returns a model's config, from weights without metadata.
-        info_from_weights: returns a model's info, from weights without metadata and the model's config; it is None if
-            the weights contain no such information, which is the usual case.
+        info_from_weights: returns a model's info, from the model's config and from weights without metadata. Usually,
+            the weights contain no such information, and the result is None.
         fit: returns the config for loading a file into a model of a given config. Its arguments are the given config,
             the weights, the config in the file's metadata (or None), and the requested number of classes (or None). It
             raises an `XCiTError` if the weights do not fit.
         forward: runs a model on images (B, C, h, w) with values in 0..1, without resizing them.
         heads: the table of tensor names of each head, by the head's name; empty for a classifier.
-        published_format: the name in `convert` of the format of the published models; "" for a classifier.
+        published_format: the format of the published models, as named in `xcit convert`; "" for a classifier.
         timm_config: returns the content of timm's `config.json`, from config and info; None if timm has no such model.
         hub_tag: returns the Hub's name for the task of a model, from the model's config.
         counts_flops: whether FLOPs can be counted for this kind by the rule of the published figures.
@@ -157,8 +157,8 @@ def _fit_head(
 ) -> Callable[[Any, StoredWeights, Any | None, int | None], Any]:
     """Returns `Kind.fit` for segmenters or detectors.
 
-    The file's number of classes is kept. The file's backbone, and its config fields in `names`, must equal those of the
-    given config.
+    The number of classes is taken from the file. The file and the given config must have equal backbones, and equal
+    values of the config fields in `names`.
     """
 
     def fit(config: Any, stored: StoredWeights, stated: Any | None, num_classes: int | None) -> Any:
@@ -166,8 +166,8 @@ def _fit_head(
         for name in names:
             if getattr(found, name) != getattr(config, name):
                 raise XCiTError(
-                    f"{stored.path}: these are the weights of another head: its {name} is {getattr(found, name)}, "
-                    f"but the model's is {getattr(config, name)}"
+                    f"{stored.path}: these are the weights of another head: {name} is {getattr(found, name)} in the "
+                    f"file, but {getattr(config, name)} in the model"
                 )
         check_backbone(config.backbone, stored.state, str(stored.path))
         return replace(config, num_classes=found.num_classes) if stated is None else found
@@ -176,10 +176,10 @@ def _fit_head(
 
 
 def _sides(stored: StoredWeights, name: str, kind: str) -> tuple[int, int]:
-    """Returns the numbers of outputs and inputs of a layer, from its weight.
+    """Returns the number of outputs and the number of inputs of a layer, from its weight.
 
     Raises:
-        XCiTError: if the file has no such weight, or it has fewer than two dimensions.
+        XCiTError: if the file has no such weight, or the weight has fewer than two dimensions.
     """
     weight = stored.dense.get(name)
     if weight is None or weight.ndim < 2:

@@ -52,7 +52,7 @@ def load_as(
         progress: called while a file is downloaded.
 
     Raises:
-        XCiTError: if the file can't be downloaded or read, or does not fit.
+        XCiTError: if the file can't be downloaded or read, or does not fit `config`.
     """
     return load_stored_as(config, read_source(source, progress), num_classes=num_classes)
 
@@ -74,7 +74,7 @@ def fitting_config(record: Record, stored: StoredWeights) -> Any:
 
 
 def fetch(name: str, folder: str | os.PathLike[str] | None = None, *, progress: DownloadProgress | None = None) -> Path:
-    """Downloads the weights of a published model to this machine, for use without a network.
+    """Downloads the weights of a published model to this machine, for use without a network connection.
 
     Args:
         name: a published name.
@@ -135,7 +135,7 @@ def _check_by_hand(record: Record) -> None:
     Raises:
         XCiTError: if the file is missing; the message says where to download the file and how to use it.
     """
-    mirror = os.environ.get("XCIT_MIRROR", "")  # a folder or a URL; a URL is not checked here
+    mirror = os.environ.get("XCIT_MIRROR", "")  # a folder or a URL; for a URL, nothing is checked here
     name = f"{record.name}.safetensors"
     folders = [cache_dir() / "checkpoints", *([Path(mirror.removeprefix("file://"))] if mirror else [])]
     if not mirror.startswith(("http://", "https://")) and not any((folder / name).is_file() for folder in folders):
@@ -183,7 +183,7 @@ def read_record(record: Record, progress: DownloadProgress | None) -> StoredWeig
 
 
 def _checked(path: Path, record: Record) -> StoredWeights:
-    """Reads a downloaded file, and checks that its weights are complete, finite and fit the record's model."""
+    """Reads a downloaded file, and checks that its weights are complete and finite, and fit the record's model."""
     stored = read_verified(path)
     check_state(outline(fitting_config(record, stored)), stored.whole, str(path))
     if bad := nonfinite(stored.whole):

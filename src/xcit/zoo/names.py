@@ -115,7 +115,7 @@ def find_architecture(name: str) -> str:
 def _matches(record: Record, pattern: str) -> bool:
     """Returns whether a pattern matches a record's name, or one of its aliases.
 
-    Aliases are only compared if the pattern matches the name of no record. So "xcit-nano*" does not list a model
+    Aliases are compared only if no record has a name that matches the pattern. So "xcit-nano*" does not list a model
     if only an alias of the model begins with "xcit-nano".
     """
     wanted = f"{pattern.lower()}*"

@@ -1,7 +1,7 @@
 """Identifies the published model in a weights file without metadata, by the file's name or its SHA-256.
 
-The tensors alone determine neither the strides of the stem nor the preprocessing. So a published file is recognised by
-its name, or by its SHA-256 if the SHA-256 was published. For any other file, a warning states the assumed model.
+The tensors do not determine the strides of the stem and the preprocessing. So a published file is recognised by its
+name, or by its SHA-256 if the SHA-256 was published. For any other file, a warning states the assumed model.
 """
 
 import hashlib
@@ -51,8 +51,8 @@ def say_what_was_assumed(stored: StoredWeights, config: Any) -> None:
     backbone = kind_of_config(config).backbone(config)
     architecture = architecture_of(backbone)
     _LOG.warning(
-        "%s does not state its model: loaded as %s with stem strides %s (patches of %d); if it was trained with "
-        "other strides, pass stem_strides (--stem-strides)",
+        "%s does not state its model: loaded as %s with stem strides %s (patches of %d); if the weights were trained "
+        "with other strides, pass stem_strides (--stem-strides)",
         stored.path,
         architecture if architecture in ARCHITECTURES else "the requested model",
         ", ".join(map(str, backbone.strides)),
@@ -89,7 +89,10 @@ def _by_file() -> dict[str, Record]:
 
 
 def _key(filename: str) -> str:
-    """Normalises a file's name: removes suffixes and additions of browsers and caches, and replaces "-" by "_"."""
+    """Normalises a file's name, so that it can be compared with published names.
+
+    Removes suffixes, and parts that a browser or a cache has added, such as " (1)". Replaces "-" by "_".
+    """
     stem = _SUFFIXES.sub("", filename.lower())
     return re.sub(r"^[0-9a-f]{8}-|[ _]?\(\d+\)$", "", stem).replace("-", "_")
 

@@ -25,7 +25,7 @@ class Record:
     Attributes:
         kind: the kind of the model: classifier, segmenter or detector.
         name: the unique name of the model.
-        aliases: its other names: those of its authors and of timm, and the name of its architecture.
+        aliases: other names of the model: the names that its authors and timm use, and the name of its architecture.
         task: the task of the model, such as "image-classification".
         architecture: name of its backbone in `ARCHITECTURES`.
         recipe: name of its training config; "" if this package has none.
@@ -34,7 +34,7 @@ class Record:
         packaged: name of its weights file in this package; None if the weights have to be downloaded.
         licence: licence of its weights.
         by_hand: URL from which its file can be downloaded with a browser, if a program can't download it. The user
-            passes the path of the file, or puts the file into a mirror as `<name>.safetensors`.
+            then passes the path of the file, or puts the file into a mirror as `<name>.safetensors`.
     """
 
     kind: ClassVar[Kind[Any, Any, Any]]
@@ -54,7 +54,7 @@ class Record:
 
         @property
         def model(self) -> Any:
-            """The config of the whole model; subclasses have it as a field or a property."""
+            """The config of the whole model. Subclasses define this attribute as a field or a property."""
 
     @property
     def backbone(self) -> XCiTConfig:
@@ -102,7 +102,7 @@ class Checkpoint(Record):
         task: "image-classification", or "image-features" if the model has no classifier.
         config: the config (shape) of the model.
         distilled: whether it was trained by distillation from a teacher.
-        preprocessing: the preprocessing with which its authors measured it.
+        preprocessing: the preprocessing with which its authors measured the published accuracy.
         accuracies: the published accuracies.
     """
 
@@ -241,7 +241,7 @@ class SegmenterRecord(DenseRecord):
 
     Attributes:
         model: the config of the segmenter.
-        preprocessing: the preprocessing with which its authors measured it.
+        preprocessing: the preprocessing with which its authors measured the published accuracy.
     """
 
     kind = SEGMENTER

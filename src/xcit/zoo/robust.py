@@ -14,7 +14,7 @@ from xcit.zoo.records import Accuracy, Checkpoint
 
 _RELEASE = "https://github.com/RobustBench/robustbench/releases/download/v1.1"
 
-# The ImageNet models accept images in 0..1 without normalisation. The size of an attack is on the same scale.
+# The ImageNet models accept images in 0..1 without normalisation. The size of an attack refers to this range.
 _IMAGENET = replace(published_preprocessing("official", 224), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 _CIFAR10 = Preprocessing(image_size=32, resize_to=32, mean=(0.4914, 0.4822, 0.4465), std=(0.2471, 0.2435, 0.2616))
 _CIFAR100 = Preprocessing(image_size=32, resize_to=32, mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761))
@@ -41,7 +41,7 @@ _IN_RELEASES: tuple[tuple[str, str, str, int, Preprocessing, str, tuple[_Model, 
         ("l", "large-12", 70.76, 35.08, "1Sg4BQ5pBdlR_M41VDxOlYxCl1_It8elL"),
     )),
 )
-# The ImageNet models for attacks of size 8/255. The columns are the same as those of a model above.
+# The ImageNet models for attacks of size 8/255. The columns are the columns of a model in the table above.
 _ON_DRIVE: tuple[_Model, ...] = (
     ("s", "small-12", 63.46, 25.00, "1lFcXruv6lUz9XqxvXTzyA_7YLprPZq2q"),
     ("m", "medium-12", 67.80, 26.58, "1Nw86jzlXLEGbFQZtd39i0Mampwh2ZAFv"),

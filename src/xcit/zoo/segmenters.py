@@ -20,7 +20,7 @@ _PUBLISHED: tuple[tuple[str, float, float], ...] = (
 )
 
 SEGMENTER_ARCHITECTURES = tuple(architecture for architecture, _, _ in _PUBLISHED)
-"""The architectures whose segmenters were published."""
+"""The architectures for which segmenters were published."""
 
 
 def segmenter_config(kind: SegmenterKind, architecture: XCiTConfig, num_classes: int = 150) -> SegmenterConfig:

@@ -13,10 +13,10 @@ from xcit.zoo.architectures import ARCHITECTURES
 
 
 def shape_from_state(state: Mapping[str, Tensor], what: str) -> dict[str, int]:
-    """Returns fields of `XCiTConfig`, by name, as far as the tensors under their native names determine them.
+    """Returns the fields of `XCiTConfig` that can be found from the tensors, as a dict from field name to value.
 
-    Native names are this package's own tensor names. The tensors do not determine strides, so `patch_size` assumes that
-    all convolutions of the stem have stride 2.
+    The tensors must have native names, which are this package's own tensor names. The tensors do not determine the
+    strides. So `patch_size` is computed as if all convolutions of the stem had stride 2.
 
     Raises:
         XCiTError: if the weights are not those of an XCiT.
@@ -41,9 +41,10 @@ def told_by_weights(config: XCiTConfig, field: str) -> int:
 
 
 def config_from_state(state: Mapping[str, Tensor], what: str) -> XCiTConfig:
-    """Returns the config of the known architecture, with stem strides of 2, that fits tensors under native names.
+    """Returns the config of the known architecture that fits the tensors, which must have native names.
 
-    An architecture is needed because tensors do not determine every field: for example, not `tokens_norm`.
+    The strides of the stem are assumed to be 2. A known architecture is needed, because some fields, such as
+    `tokens_norm`, can't be found from the tensors.
 
     Raises:
         XCiTError: if the tensors fit no known architecture.

@@ -68,7 +68,7 @@ def save_pretrained(
 ) -> Path:
     """Writes a model as a folder, and returns its path; see `xcit.XCiT.save_pretrained`."""
     if is_fused(model):
-        raise XCiTError("a fused model can't be saved: save the one it was made from")
+        raise XCiTError("a fused model can't be saved: save the original model, on which fuse() was called")
     shared = Shared(config=model.config, info=model.info, licence=licence)
     figures = [] if report is None else measured_figures(Path(report))
     _write(Path(folder), model.state_dict(), shared, figures, overwrite)

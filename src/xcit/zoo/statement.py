@@ -1,4 +1,4 @@
-"""Reads and writes statements: descriptions of the model in a file, with its kind, shape, classes and preprocessing."""
+"""Reads and writes statements. A statement describes the model in a file: kind, shape, classes and preprocessing."""
 
 import dataclasses
 import json
@@ -34,7 +34,7 @@ def statement_content(config: Any, info: Any | None) -> dict[str, Any]:
     """Returns the statement about a model with this config and info, as a dict for JSON."""
     kind = kind_of_config(config)
     content: dict[str, Any] = {"config": dataclasses.asdict(config)}
-    if kind is not CLASSIFIER:  # files of classifiers state no task, as in the first version of this package
+    if kind is not CLASSIFIER:  # a file without a task contains a classifier, as in the first version of this package
         content["task"] = kind.task
     if info is not None:
         content["info"] = dataclasses.asdict(info)

@@ -1,6 +1,6 @@
 """Describes the model in a weights file or folder, and builds models from stored weights.
 
-Native tensor names are this package's own names, in contrast to those of the official code, timm and mmpretrain. A
+Native tensor names are this package's own names. The official code, timm and mmpretrain use other names. A
 statement is the description of a model: its kind, config (shape) and info (class names and preprocessing).
 """
 
@@ -34,15 +34,16 @@ def save_model(model: nn.Module, path: Path) -> None:
         XCiTError: if the model is fused, or the file can't be written. An existing file is then unchanged.
     """
     if is_fused(model):
-        raise XCiTError("a fused model can't be saved: save the one it was made from")
+        raise XCiTError("a fused model can't be saved: save the original model, on which fuse() was called")
     metadata = model_metadata(model.config, model.info)
     write_safetensors(path, model.state_dict(), metadata)
 
 
 def origin_of(stored: StoredWeights) -> Statement | None:
-    """Returns the statement in a file's metadata; for a published file without metadata, describes the published model.
+    """Returns the statement about the model in a file; None if the model is unknown.
 
-    Returns None if the file has no statement and is not a published file.
+    The statement is read from the metadata. If the metadata contain no statement but the file is a published file, the
+    result is a statement about the published model.
 
     Raises:
         XCiTError: if the file's metadata can't be read.
@@ -56,8 +57,8 @@ def origin_of(stored: StoredWeights) -> Statement | None:
 def describe(stored: StoredWeights, *, has_strides: bool = False) -> Statement:
     """Returns the statement about the model in a file.
 
-    If the model is identified by neither the metadata nor the name or SHA-256 of the file, the statement is derived
-    from the tensors. Then the stem's strides are assumed, and a warning is logged.
+    The statement is read from the metadata, or found by the name or SHA-256 of the file (see `origin_of`). If both
+    fail, the statement is derived from the tensors. Then the stem's strides are assumed, and a warning is logged.
 
     Args:
         stored: the file.
@@ -100,7 +101,11 @@ def read_weights(path: str | os.PathLike[str], *, key: str | None = None) -> Sto
 
 
 def read_verified(path: Path, *, key: str | None = None) -> StoredWeights:
-    """Does what `read_weights` does; raises an `XCiTError` if the tensors do not match the digest in the metadata."""
+    """Does what `read_weights` does, and checks the tensors.
+
+    Raises:
+        XCiTError: as in `read_weights`, and if the tensors do not match the digest in the metadata.
+    """
     stored = read_weights(path, key=key)
     expected = stored.metadata.get("digest")
     if expected is not None and digest(stored.whole) != expected:
@@ -146,7 +151,7 @@ def load_stored_as(
         stored: the file.
         num_classes: for a classifier: if this is not None, the file may have another number of classes than `config`,
             and the model gets the file's head. A segmenter or detector always gets the file's classes.
-        changes: changes of the shape, which are made after the file is found to fit `config`.
+        changes: changes of the shape, which are made after the check that the file fits `config`.
 
     Raises:
         XCiTError: if the weights do not fit.
@@ -154,9 +159,7 @@ def load_stored_as(
     kind = kind_of_config(config)
     _check_kind(kind, stored)
     stated = read_metadata(stored)
-    if (
-        changes.in_channels is not None
-    ):  # the file's number of channels is used first; `build_stored` changes the number
+    if changes.in_channels is not None:  # first the file's number of channels; `build_stored` changes it later
         found = shape_from_state(stored.state, str(stored.path))["in_channels"]
         config = Changes(in_channels=found).of(config)
     fitting = kind.fit(config, stored, None if stated is None else stated.config, num_classes)
@@ -184,7 +187,8 @@ def check_strides(wanted: XCiTConfig, stored: StoredWeights) -> None:
     if not wanted.stem_strides and len(theirs) == len(wanted.strides) and theirs != wanted.strides:
         raise XCiTError(
             f"{stored.path}: its stem has strides {', '.join(map(str, theirs))}, but the model's stem has "
-            f"{', '.join(map(str, wanted.strides))}: load the file by its path without a name, or pass stem_strides"
+            f"{', '.join(map(str, wanted.strides))}: give only the path of the file and no model name, or pass "
+            "stem_strides"
         )
 
 

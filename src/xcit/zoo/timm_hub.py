@@ -1,9 +1,9 @@
 """Reads and writes `config.json` in the format of timm's classifiers on the Hub, for timm and transformers.
 
-From this file, timm builds the architecture in `architecture`, with the arguments in `model_args`, and then loads
-weights with timm's tensor names. transformers reads the same file in its TimmWrapper; for transformers, `problem_type`
-states whether an image may have several classes. timm has no stem for a patch size of 4, and no XCiT without class
-attention.
+timm builds the model from the fields `architecture` (name of a timm architecture) and `model_args` (arguments of the
+architecture), and then loads weights with timm's tensor names. The class TimmWrapper of transformers reads the same
+file. For transformers, `problem_type` states whether an image may have several classes. timm has no stem for a patch
+size of 4, and no XCiT without class attention, so such models can't be written in this format.
 """
 
 import math
@@ -190,7 +190,7 @@ def _preprocessing(prepared: Mapping[str, Any], height: int, width: int) -> tupl
 def _classes(
     content: Mapping[str, Any], prepared: Mapping[str, Any], num_classes: int
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Returns the class names, and the names of the class folders if these differ from the class names, else ().
+    """Returns the class names, and the names of the class folders (empty if they equal the class names).
 
     timm's own repositories of ImageNet models contain no class names. So a model with 1000 classes and no class names
     gets the class names of ImageNet.

@@ -266,10 +266,10 @@ def bad_folders(folder: Path) -> dict[str, Any]:
         (folder / MANIFEST).unlink()
 
     return {
-        r"model\.safetensors: damaged or changed: its SHA-256 differs from that in manifest\.json": lambda: (
+        r"model\.safetensors: damaged or changed: its SHA-256 differs from the SHA-256 in manifest\.json": lambda: (
             folder / WEIGHTS
         ).write_bytes(b"x" * 99),
-        r"config\.json: damaged or changed: its SHA-256 differs from that in manifest\.json": lambda: (
+        r"config\.json: damaged or changed: its SHA-256 differs from the SHA-256 in manifest\.json": lambda: (
             folder / CONFIG
         ).write_text("{}"),
         r"has a config\.json but no weights": lambda: (folder / WEIGHTS).unlink(),

@@ -174,7 +174,7 @@ BAD: dict[str, Callable[[Path], None]] = {
     r"adapts nowhere\.pth \(base_model_name_or_path in adapter_config\.json\): cannot read": lambda adapter: edit(
         adapter, base_model_name_or_path="nowhere.pth"
     ),
-    r"was trained on other weights than .*other\.safetensors has now": other_weights,
+    r"the weights of .*other\.safetensors have changed since this adapter was trained": other_weights,
     r"its adapter does not fit packaged": without_config,
 }
 
