@@ -245,7 +245,7 @@ def main() -> None:
         if given.int8:
             measure_int8(folder, given.rounds, given.threads, clock)
             return
-        print("| model | px | contender | MB | difference | ms/image | eager by it | timm by it |")
+        print("| model | px | runtime, file | MB | difference | ms/image | as fast as eager | as fast as timm |")
         print("|---|---|---|---|---|---|---|---|")
         for name in given.models:
             measure(name, given.sizes, folder / name, given.rounds, given.threads, clock)

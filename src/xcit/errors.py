@@ -57,4 +57,4 @@ def check_field(config: object, name: str, condition: bool, must: str) -> None:
         XCiTError: if the condition is false.
     """
     if not condition:
-        raise XCiTError(f"{type(config).__name__}: {name} is {getattr(config, name)}, must be {must}")
+        raise XCiTError(f"{type(config).__name__}: {name} is {getattr(config, name)}, but must be {must}")

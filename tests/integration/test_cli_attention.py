@@ -139,7 +139,7 @@ def test_goes_on_where_an_image_cannot_be_drawn(xcit, tmp_path):
         ("a.png --out file", "file: can't be made: File exists"),
         ("a.png --out file/maps", "file/maps: can't be made: Not a directory"),
         ("a.png --out maps --block 2", "there is no class attention block 2: xcit-pico-fashion-mnist has 2, counted"),
-        ("a.png --out maps --resize 3", "resize is 3, must be at least one patch of 4 pixels"),
+        ("a.png --out maps --resize 3", "resize is 3, but must be at least one patch of 4 pixels"),
         ("a.png --out maps --model plain.safetensors", "plain has no class attention: its cls_depth is 0"),
         ("a.png --out maps --model bare.safetensors", "bare.safetensors: the file does not say how to prepare images"),
         ("a.png --out maps --device cuda:99", "--device cuda:99: not on this machine"),

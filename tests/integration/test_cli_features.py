@@ -225,9 +225,9 @@ def test_a_mistake_is_told_in_one_line(xcit, verb, words, message):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("knn tiny.safetensors --data data --k 0", "k is 0, must be at least 1"),
+        ("knn tiny.safetensors --data data --k 0", "k is 0, but must be at least 1"),
         ("knn tiny.safetensors --data data --k 22", "k is 22, but there are only 21 training images"),
-        ("knn tiny.safetensors --data data --temperature 0", "temperature is 0.0, must be above 0"),
+        ("knn tiny.safetensors --data data --temperature 0", "temperature is 0.0, but must be above 0"),
         (
             "linear tiny.safetensors --data data",
             "data has 21 training images, fewer than a batch of 1024: choose a smaller",

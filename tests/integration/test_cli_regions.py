@@ -109,7 +109,7 @@ def test_a_level_and_a_mask_of_a_pyramid(xcit, tmp_path: Path) -> None:
     [
         (("--bands", "1"), "--bands is for images at their own size: give --full-size too"),
         (("--range", "0,1"), "--range is for images at their own size: give --full-size too"),
-        (("--full-size", "--region", "0,0,5"), "the region is (0, 0, 5), must be x, y, width and height"),
+        (("--full-size", "--region", "0,0,5"), "the region is (0, 0, 5), but must be x, y, width and height"),
         (("--full-size", "--level", "0", "--mpp", "1"), "give a level, or micrometres per pixel (mpp), not both"),
         (("--full-size", "--mask", "m.png"), "--mask m.png is for one image, not for 2"),
     ],

@@ -142,10 +142,10 @@ def test_an_unknown_name_suggests_the_nearest(name: str, message: str) -> None:
         ("picture.scale", "0.1,0.2,0.3", "picture.scale must have 2 numbers, not 3"),
         ("picture.scale", "a,b", "picture.scale must be of type float, not 'a'"),
         ("picture.limit", "few", "picture.limit must be of type int, not 'few'"),
-        ("run.batch_size", "0", "RunConfig: batch_size is 0, must be at least 1"),
-        ("run.ema_decay", "1", "RunConfig: ema_decay is 1.0, must be in [0, 1)"),
-        ("optimizer.lr", "-1", "OptimizerConfig: lr is -1.0, must be 0 or more"),
-        ("optimizer.lr", "nan", "OptimizerConfig: lr is nan, must be 0 or more"),
+        ("run.batch_size", "0", "RunConfig: batch_size is 0, but must be at least 1"),
+        ("run.ema_decay", "1", "RunConfig: ema_decay is 1.0, but must be in [0, 1)"),
+        ("optimizer.lr", "-1", "OptimizerConfig: lr is -1.0, but must be 0 or more"),
+        ("optimizer.lr", "nan", "OptimizerConfig: lr is nan, but must be 0 or more"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_type(name: str, text: str, message: str) -> None:

@@ -74,8 +74,8 @@ torchrun --nproc-per-node 8 -m xcit attention INPUT... --out DIR --parquet
     "--threshold",
     type=click.FloatRange(min=0, max=1, min_open=True),
     metavar="SHARE",
-    help="In each map, show only the cells with the largest values. Together, they make up this share of the map's "
-    "sum, such as 0.6. By default, all cells are shown.",
+    help="In each map, show only the largest cells that together make up SHARE of the map's sum. For example, 0.6 is "
+    "60 percent. By default, all cells are shown.",
 )
 @click.option(
     "--resize",

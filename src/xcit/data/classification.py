@@ -308,7 +308,7 @@ def _in_order_of(classes: Sequence[str], images: ImageFiles) -> ImageFiles:
     names = first_words if set(images.class_ids) <= set(first_words) else list(classes)
     unknown = [name for name in images.class_ids if name not in names]
     if unknown:
-        raise XCiTError(f"{images.source}: {_some(unknown)} is not a class in its {' or '.join(CLASS_FILES)}")
+        raise XCiTError(f"{images.source}: the data set's {' or '.join(CLASS_FILES)} does not contain {_some(unknown)}")
     labels = [names.index(name) for name in images.class_ids]
     return replace(images, items=[(path, labels[label]) for path, label in images.items], class_ids=tuple(names))
 

@@ -111,7 +111,7 @@ def train_transform(config: AugmentationConfig, spec: Preprocessing) -> ImageTra
             policy = rand_augment_transform(config.rand_augment, hyperparameters)
         except (AssertionError, ValueError):
             raise XCiTError(
-                f"rand_augment is {config.rand_augment!r}, must be a policy of timm's such as 'rand-m9-mstd0.5-inc1'"
+                f"rand_augment is {config.rand_augment!r}, but must be a policy of timm, such as 'rand-m9-mstd0.5'"
             ) from None
         steps.append(policy)
     if config.color_jitter:

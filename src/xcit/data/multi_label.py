@@ -121,7 +121,7 @@ def _by_column(path: Path, head: list[str], rows: list[tuple[int, list[str]]]) -
     for number, row in rows:
         for name, cell in zip(head[1:], row[1:], strict=True):
             if cell not in _BITS:
-                raise XCiTError(f"{path}, line {number}: {name} is {cell!r}, must be 0 or 1")
+                raise XCiTError(f"{path}, line {number}: {name} is {cell!r}, but must be 0 or 1")
     return [
         (number, [name for name, cell in zip(head[1:], row[1:], strict=True) if _BITS[cell]]) for number, row in rows
     ]

@@ -189,7 +189,7 @@ def open_scenes(data: str, split: Split, *, ignore_exif: bool = False) -> Labell
     names = parse_class_names(classes.read_text(encoding="utf-8"))
     if not 2 <= len(names) <= IGNORED:
         raise XCiTError(
-            f"{classes}: {len(names)} classes, must be 2 to {IGNORED}, one name per line; if some pixels show none "
+            f"{classes}: {len(names)} classes, but must be 2 to {IGNORED}, one name per line; if some pixels show none "
             "of your classes, add a class for them, such as background"
         )
     images, labels = _folders_of(root, split)

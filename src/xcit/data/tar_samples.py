@@ -186,9 +186,10 @@ def _sample(name: str, files: Sequence[_File], num_classes: int) -> StreamSample
 
 
 def _chosen(extensions: Sequence[str], kinds: Collection[str]) -> list[str]:
-    """Returns the first extension in `kinds`, as a list.
+    """Returns a list with the first of the extensions that is contained in `kinds`.
 
-    If there is no such extension, returns all extensions with a suffix in `kinds`.
+    If none is contained, the list has all extensions whose part after the last dot is contained in `kinds`, such as
+    "left.png" if `kinds` contains "png".
     """
     exact = [extension for extension in extensions if extension in kinds]
     return exact[:1] or [extension for extension in extensions if extension.rpartition(".")[2] in kinds]

@@ -267,7 +267,7 @@ def _check_asked(
             raise XCiTError(f"an export to {target} has no ONNX operator set: leave opset out")
         if not OPSET <= wanted.opset <= newest_opset():
             raise XCiTError(
-                f"the ONNX operator set is {wanted.opset}, must be {OPSET} to {newest_opset()}: older sets lack "
+                f"the ONNX operator set is {wanted.opset}, but must be {OPSET} to {newest_opset()}: older sets lack "
                 "operators that the graph needs, and the installed onnx does not support newer sets"
             )
     if precision != "float16" and target == "tensorrt":

@@ -27,7 +27,7 @@ def largest_cells(maps: Cells, share: float) -> Mask:
         XCiTError: if `share` is out of range.
     """
     if not 0 < share <= 1:
-        raise XCiTError(f"the share of the attention to keep is {share:g}, must be above 0 and at most 1")
+        raise XCiTError(f"the share of the attention to keep is {share:g}, but must be above 0 and at most 1")
     cells = np.nan_to_num(maps.reshape(*maps.shape[:-2], -1).astype(np.float64))
     order = np.argsort(-cells, axis=-1, kind="stable")
     ranked = np.take_along_axis(cells, order, axis=-1)

@@ -72,7 +72,7 @@ class Preprocessing:
         if size is None:
             return replace(self, mean=means, std=stds)
         if size < 1:
-            raise XCiTError(f"the size is {size} pixels, must be at least 1")
+            raise XCiTError(f"the size is {size} pixels, but must be at least 1")
         resize_to = max(1, round(self.resize_to * size / self.image_size))
         return replace(self, mean=means, std=stds, image_size=size, resize_to=resize_to)
 
@@ -96,7 +96,7 @@ def published_preprocessing(protocol: Literal["mmpretrain", "official"], image_s
     if protocol == "official":
         return Preprocessing(image_size=image_size, resize_to=image_size)
     if protocol != "mmpretrain":
-        raise XCiTError(f"the protocol is {protocol!r}, must be 'mmpretrain' or 'official'")
+        raise XCiTError(f"the protocol is {protocol!r}, but must be 'mmpretrain' or 'official'")
     if image_size == 384:
         return Preprocessing(image_size=image_size, resize="exact", resize_to=image_size)
     return Preprocessing(image_size=image_size, resize_to=round(image_size * 256 / 224))

@@ -148,7 +148,7 @@ def read_labels(path: str | os.PathLike[str]) -> np.ndarray:
     except XCiTError as error:
         raise XCiTError(f"{_name(path)}: {error}") from error
     if values.size and not 0 <= int(values.min()) <= int(values.max()) <= 255:
-        raise XCiTError(f"{_name(path)}: its labels go from {values.min()} to {values.max()}, must be within 0..255")
+        raise XCiTError(f"{_name(path)}: labels are {values.min()} to {values.max()}, but must be within 0..255")
     return values.astype(np.uint8)
 
 

@@ -44,15 +44,15 @@ class Selection:
         if self.level is not None and self.mpp is not None:
             raise XCiTError("give a level, or micrometres per pixel (mpp), not both")
         if self.mpp is not None and not self.mpp > 0:
-            raise XCiTError(f"mpp is {self.mpp}, must be above 0")
+            raise XCiTError(f"mpp is {self.mpp}, but must be above 0")
         if self.bands is not None and (not self.bands or min(self.bands) < 1):
             raise XCiTError(f"bands are {self.bands}: give at least one band, counted from 1")
         if self.value_range is not None and not (
             len(self.value_range) == 2 and -np.inf < self.value_range[0] < self.value_range[1] < np.inf
         ):
-            raise XCiTError(f"the range is {self.value_range}, must be two numbers, the lower one first")
+            raise XCiTError(f"the range is {self.value_range}, but must be two numbers, the lower one first")
         if self.region is not None and (len(self.region) != 4 or min(self.region[:2]) < 0 or min(self.region[2:]) < 1):
-            raise XCiTError(f"the region is {self.region}, must be x, y, width and height in pixels")
+            raise XCiTError(f"the region is {self.region}, but must be x, y, width and height in pixels")
 
 
 ALL = Selection()

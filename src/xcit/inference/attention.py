@@ -98,7 +98,7 @@ class ClassAttentionMaps:
         return draw_attention.overlay_mean(self.image, self.heads, self.patch_size, threshold=threshold)
 
     def draw(self, path: Path, *, threshold: float | None = None) -> None:
-        """Draws the image, the mean of the heads over the image, and each head's map to a PNG file."""
+        """Draws one PNG file with the image, the mean of the heads overlaid on the image, and the map of each head."""
         rows, columns = self.heads.shape[1:]
         draw_attention.draw_class_attention(
             self.image,
@@ -323,7 +323,7 @@ def _look_inside(
     """
     patch_size = network.config.patch_size
     if resize is not None and resize < patch_size:
-        raise XCiTError(f"resize is {resize}, must be at least one patch of {patch_size} pixels")
+        raise XCiTError(f"resize is {resize}, but must be at least one patch of {patch_size} pixels")
     prepare = partial(_prepare, spec=spec, patch_size=patch_size, resize=resize)
     for result in read_ahead(images, prepare, num_ahead=_NUM_AHEAD):
         if isinstance(result, Unreadable):

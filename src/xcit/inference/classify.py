@@ -142,7 +142,7 @@ def predict_each(
     if not network.num_classes:
         raise XCiTError(f"{info.name} has no classifier: it gives features only")
     if topk < 1:
-        raise XCiTError(f"topk is {topk}, must be at least 1")
+        raise XCiTError(f"topk is {topk}, but must be at least 1")
     names = info.class_names or tuple(str(index) for index in range(network.num_classes))
     if full_size is not None:
         for result in logits_each(images, network, full_size):
@@ -294,7 +294,7 @@ def _batches(
     is None.
     """
     if batch_size < 1:
-        raise XCiTError(f"batch_size is {batch_size}, must be at least 1")
+        raise XCiTError(f"batch_size is {batch_size}, but must be at least 1")
     channels = len(spec.mean)
     if channels in (1, 3):
         results = read_ahead(images, partial(preprocess, spec=spec), num_ahead=2 * batch_size)

@@ -207,9 +207,9 @@ def detect_each(
     For an image that can't be read, yields an `Unreadable`. It is not an error if no image can be read.
     """
     if not 0 <= min_score <= 1:
-        raise XCiTError(f"min_score is {min_score}, must be in 0..1")
+        raise XCiTError(f"min_score is {min_score}, but must be in 0..1")
     if max_objects < 1:
-        raise XCiTError(f"max_objects is {max_objects}, must be at least 1")
+        raise XCiTError(f"max_objects is {max_objects}, but must be at least 1")
     if sides is not None and full_size is not None:
         raise XCiTError("give sides, or full_size, not both")
     if sides is not None and not 0 < sides[0] <= sides[1]:

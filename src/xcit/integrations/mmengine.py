@@ -76,7 +76,7 @@ class XCiTBackbone(nn.Module):
         self.out_type = out_type
         self.out_indices = _blocks(out_indices, config.depth + config.cls_depth)
         if out_type not in get_args(OutType):
-            raise XCiTError(f"out_type is {out_type!r}, must be one of {', '.join(get_args(OutType))}")
+            raise XCiTError(f"out_type is {out_type!r}, but must be one of {', '.join(get_args(OutType))}")
         if out_type == "cls_token" and self.out_indices[0] < config.depth:
             raise XCiTError(
                 f"block {self.out_indices[0]} has no class token: the class token enters at block {config.depth}; use "

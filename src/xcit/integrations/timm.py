@@ -67,7 +67,7 @@ def _entrypoint(name: str) -> Callable[..., nn.Module]:
         dtype: torch.dtype | None = None,
     ) -> nn.Module:
         if feature_cls != "getter":
-            raise XCiTError(f"{name}: feature_cls is {feature_cls!r}, must be 'getter'")
+            raise XCiTError(f"{name}: feature_cls is {feature_cls!r}, but must be 'getter'")
         changes = Changes(in_channels=in_chans, drop_path_rate=drop_path_rate)
         if features_only:
             with _place(device, pretrained):

@@ -139,7 +139,7 @@ def evaluate_knn(
             or a k exceeds the number of training images.
     """
     if dtype not in _DTYPES:
-        raise XCiTError(f"dtype is {dtype}, must be torch.float32, torch.bfloat16 or torch.float16")
+        raise XCiTError(f"dtype is {dtype}, but must be torch.float32, torch.bfloat16 or torch.float16")
     found_lines: list[str] = []  # these lines are announced after all arguments have been checked
     if isinstance(data, str):
         train, val = open_train_and_val(data, holdout, found_lines.append, class_map=os.fspath(class_map))
@@ -268,13 +268,13 @@ def place_of_class(weights: Tensor, labels: Tensor, targets: Tensor, num_classes
 def _check(ks: Sequence[int] | None, temperature: float, num_train: int) -> Sequence[int]:
     """Checks the numbers of neighbours and the temperature, and returns `ks`, or its default if `ks` is None."""
     if not 0 < temperature < float("inf"):
-        raise XCiTError(f"temperature is {temperature}, must be above 0")
+        raise XCiTError(f"temperature is {temperature}, but must be above 0")
     if ks is None:
         ks = [k for k in KS if k <= num_train]
         if not ks:
             raise XCiTError(f"there are only {num_train} training images: give a k of at most {num_train}")
     if not ks or min(ks) < 1:
-        raise XCiTError(f"k is {', '.join(map(str, ks)) or 'missing'}, must be at least 1")
+        raise XCiTError(f"k is {', '.join(map(str, ks)) or 'missing'}, but must be at least 1")
     if max(ks) > num_train:
         raise XCiTError(f"k is {max(ks)}, but there are only {num_train} training images")
     return ks

@@ -56,7 +56,7 @@ class SpeedConfig:
         numbers += [("size", size) for size in self.sizes] + [("batch_size", size) for size in self.batch_sizes]
         for name, number in numbers:
             if number < 1:
-                raise XCiTError(f"{name} is {number}, must be at least 1")
+                raise XCiTError(f"{name} is {number}, but must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)

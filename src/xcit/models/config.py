@@ -98,7 +98,7 @@ class XCiTConfig(ReadableConfig):
         check_field(self, "drop_path_rate", 0 <= self.drop_path_rate < 1, "in [0, 1)")
         need(
             self.global_pool in ("cls", "avg", "none"),
-            f"global_pool is {self.global_pool!r}, must be 'cls', 'avg' or 'none'",
+            f"global_pool is {self.global_pool!r}, but must be 'cls', 'avg' or 'none'",
         )
         need(
             self.global_pool != "cls" or self.cls_depth > 0,

@@ -68,7 +68,7 @@ class SegmenterConfig(ReadableConfig):
         for name, least in (("num_classes", 0), ("channels", 1), ("auxiliary_channels", 1)):
             check_field(self, name, getattr(self, name) >= least, f"at least {least}")
         if self.kind not in ("upernet", "sem-fpn"):
-            raise XCiTError(f"SegmenterConfig: kind is {self.kind!r}, must be 'upernet' or 'sem-fpn'")
+            raise XCiTError(f"SegmenterConfig: kind is {self.kind!r}, but must be 'upernet' or 'sem-fpn'")
         if self.backbone.cls_depth or self.backbone.num_classes:
             raise XCiTError(
                 "SegmenterConfig: the backbone has class attention or a classifier: set the backbone's cls_depth and "

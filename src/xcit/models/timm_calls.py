@@ -194,7 +194,7 @@ def pool_of(name: str) -> GlobalPool:
         XCiTError: if the name is unknown.
     """
     if name not in _POOL_SYNONYMS:
-        raise XCiTError(f"global_pool is {name!r}, must be 'cls', 'avg' or 'none'")
+        raise XCiTError(f"global_pool is {name!r}, but must be 'cls', 'avg' or 'none'")
     return _POOL_SYNONYMS[name]
 
 

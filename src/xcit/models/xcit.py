@@ -175,7 +175,7 @@ class XCiT(NotScripted, Shareable, TimmCalls, Fusible):
             XCiTError: if `output_fmt` is unknown, or the model has no block with one of the indices.
         """
         if output_fmt not in ("NCHW", "NLC"):
-            raise XCiTError(f"output_fmt is {output_fmt!r}, must be 'NCHW' or 'NLC'")
+            raise XCiTError(f"output_fmt is {output_fmt!r}, but must be 'NCHW' or 'NLC'")
         depth = self.config.depth
         if indices is None:
             indices = range(depth)
@@ -219,9 +219,9 @@ class XCiT(NotScripted, Shareable, TimmCalls, Fusible):
                 block. XCA blocks have no class token.
         """
         if stage not in ("backbone", "neck", "pre_logits"):
-            raise XCiTError(f"stage is {stage!r}, must be 'backbone', 'neck' or 'pre_logits'")
+            raise XCiTError(f"stage is {stage!r}, but must be 'backbone', 'neck' or 'pre_logits'")
         if out_type not in ("cls_token", "featmap", "avg_featmap", "raw"):
-            raise XCiTError(f"out_type is {out_type!r}, must be 'cls_token', 'featmap', 'avg_featmap' or 'raw'")
+            raise XCiTError(f"out_type is {out_type!r}, but must be 'cls_token', 'featmap', 'avg_featmap' or 'raw'")
         depth = self.config.depth
         num_blocks = depth + self.config.cls_depth
         take = resolve_indices([out_indices] if isinstance(out_indices, int) else out_indices, num_blocks)

@@ -65,7 +65,7 @@ def as_budget(memory: Memory) -> Budget:
     if isinstance(memory, str):
         memory = parse_size(memory)
     if memory is not None and memory <= 0:
-        raise XCiTError(f"memory is {memory} bytes, must be above 0")
+        raise XCiTError(f"memory is {memory} bytes, but must be above 0")
     return Budget(memory=memory)
 
 

@@ -234,7 +234,7 @@ def _identity(source: ImageRows) -> str:
 
 
 def _is_encoded(run: TappedRun, files: Mapping[int, ScratchTap]) -> bool:
-    """Returns whether an earlier run has finished the taps, and the taps are unchanged since then."""
+    """Returns whether an earlier run finished the taps and they have not changed since then."""
     assert run.folder is not None
     state = run.folder / "state.json"
     try:

@@ -170,7 +170,10 @@ def check_run(config: TrainingConfig, directory: Path, resume: str | os.PathLike
     if not checkpoint.exists():
         raise XCiTError(f"{checkpoint}: no such checkpoint to resume from")
     if last.exists() and checkpoint.parent.resolve() != directory.resolve():
-        raise XCiTError(f"{checkpoint} does not belong to the run in {directory}: choose another folder")
+        raise XCiTError(
+            f"{directory} already contains another run, to which {checkpoint} does not belong: choose another folder "
+            "for the new run"
+        )
     if (checkpoint.parent / CONFIG).exists():
         own = get_recipe(str(checkpoint.parent / CONFIG))
         _check_distillation(own, checkpoint)

@@ -239,7 +239,7 @@ def _backbone(
     changes: Changes,
     progress: DownloadProgress | None,
 ) -> tuple[XCiTConfig, StoredWeights | None]:
-    """Returns the config of a backbone, to which `changes` are not applied yet, and its weights (None if random)."""
+    """Returns a backbone's config before `changes` are applied, and the backbone's weights (None if random)."""
     stored: StoredWeights | None = None
     if is_file(model):
         _one_file(model, pretrained)

@@ -137,8 +137,8 @@ def test_other_outputs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         (["nano-12-p61"], [32], {}, "no architecture or model is called 'nano-12-p61'; did you mean 'nano-12-p16'"),
         (["nano-12-p16"], [32, 8], {}, "images are 8x8 pixels, smaller than one patch of 16x16"),
         ([], [32], {}, "nothing to measure: name at least one model, one size and one contender"),
-        (["nano-12-p16"], [0], {}, "size is 0, must be at least 1"),
-        (["nano-12-p16"], [32], {"rounds": 0}, "rounds is 0, must be at least 1"),
+        (["nano-12-p16"], [0], {}, "size is 0, but must be at least 1"),
+        (["nano-12-p16"], [32], {"rounds": 0}, "rounds is 0, but must be at least 1"),
         (["nano-12-p16"], [16], {"train": True}, "nano-12-p16 can't be measured at 16 px: ValueError: Expected more"),
     ],
 )

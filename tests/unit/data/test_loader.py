@@ -260,7 +260,7 @@ def test_impossible_augmentations_are_named(changes: dict[str, float], message: 
 
 
 def test_an_unknown_policy_is_named() -> None:
-    with pytest.raises(XCiTError, match="rand_augment is 'cartwheel', must be a policy of timm's"):
+    with pytest.raises(XCiTError, match="rand_augment is 'cartwheel', but must be a policy of timm"):
         train_transform(AugmentationConfig(rand_augment="cartwheel"), SPEC)
 
 

@@ -170,13 +170,13 @@ def test_batches_are_lists_of_crops_that_follow_from_seed_epoch_and_image() -> N
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_local": -1}, "num_local is -1, must be 0 or more"),
-        ({"local_size": 0}, "local_size is 0, must be at least 1"),
-        ({"solarize": 1.5}, "solarize is 1.5, must be in 0..1"),
-        ({"blur": (1.0, 0.1, 2.0)}, r"blur is \(1.0, 0.1, 2.0\), must be three probabilities"),
+        ({"num_local": -1}, "num_local is -1, but must be 0 or more"),
+        ({"local_size": 0}, "local_size is 0, but must be at least 1"),
+        ({"solarize": 1.5}, "solarize is 1.5, but must be in 0..1"),
+        ({"blur": (1.0, 0.1, 2.0)}, r"blur is \(1.0, 0.1, 2.0\), but must be three probabilities"),
         (
             {"local_scale": (0.4, 0.05)},
-            r"local_scale is \(0.4, 0.05\), must be two numbers above 0 and at most 1, the smaller one first",
+            r"local_scale is \(0.4, 0.05\), but must be two numbers above 0 and at most 1, the smaller one first",
         ),
         ({"global_scale": (0.0, 1.0)}, "global_scale is"),
         ({"blur_radius": (2.0, 0.1)}, "blur_radius is"),

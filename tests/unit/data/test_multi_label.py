@@ -63,7 +63,7 @@ def test_the_validation_list_has_the_classes_of_the_training_list(root: Path) ->
         ("image,labels\n", r"not a list of images"),
         ("image\nimages/a.png\n", r"not a list of images"),
         ("image,labels\nimages/a.png,dog,cat\n", r"line 2: 3 columns, but the first line names 2"),
-        ("image,dog,cat\n\nimages/a.png,1,yes\n", r"line 3: cat is 'yes', must be 0 or 1"),
+        ("image,dog,cat\n\nimages/a.png,1,yes\n", r"line 3: cat is 'yes', but must be 0 or 1"),
         ("image,dog,dog\nimages/a.png,1,1\n", r"two columns have the same name"),
         ("image,labels\nimages/a.png,\n", r"no image has a class"),
         ("image,labels\nimages/x.png,dog\n", r"1 of its 1 images do not exist; the first: .*x\.png"),

@@ -84,7 +84,7 @@ def test_colours_instead_of_numbers_are_an_error(plain: Path) -> None:
     ):
         open_scenes(str(plain), "val")[0]
     Image.fromarray(np.full((2, 3), 700, np.uint16)).save(plain / "labels/val/a.png")
-    with pytest.raises(XCiTError, match=r"its labels go from 700 to 700, must be within 0\.\.255"):
+    with pytest.raises(XCiTError, match=r"labels are 700 to 700, but must be within 0\.\.255"):
         open_scenes(str(plain), "val")[0]
 
 
@@ -98,7 +98,7 @@ def test_what_is_no_data_set(plain: Path, tmp_path: Path) -> None:
     with pytest.raises(XCiTError, match="no such folder; data must be the folder ADEChallengeData2016"):
         open_scenes(str(tmp_path / "none"), "val")
     (plain / "classes.txt").write_text("\n")
-    with pytest.raises(XCiTError, match="0 classes, must be 2 to 255"):
+    with pytest.raises(XCiTError, match="0 classes, but must be 2 to 255"):
         open_scenes(str(plain), "val")
     (plain / "classes.txt").unlink()
     with pytest.raises(XCiTError, match=r"the folder has no classes\.txt"):
@@ -169,7 +169,7 @@ def test_a_single_class_is_an_error(tmp_path: Path) -> None:
     data = masks(tmp_path, train_1=[0, 255, 0])
     (tmp_path / "classes.txt").write_text("road\n")
     with pytest.raises(
-        XCiTError, match="1 classes, must be 2 to 255, one name per line; if some pixels show none of your classes"
+        XCiTError, match="1 classes, but must be 2 to 255, one name per line; if some pixels show none of your classes"
     ):
         open_scenes(data, "train")
 

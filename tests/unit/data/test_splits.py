@@ -128,5 +128,5 @@ def test_a_file_of_classes_gives_their_order(tmp_path: Path) -> None:
     with pytest.raises(XCiTError, match="the class 'dog' occurs twice"):
         open_labelled_images(str(tmp_path), "val")
     (tmp_path / "classes.txt").write_text("dog\nbird\n")
-    with pytest.raises(XCiTError, match=r"'cat' is not a class in its classes\.txt or class_map\.txt"):
+    with pytest.raises(XCiTError, match=r"the data set's classes\.txt or class_map\.txt does not contain 'cat'"):
         open_labelled_images(str(tmp_path), "val")

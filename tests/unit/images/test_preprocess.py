@@ -85,7 +85,7 @@ def test_published_preprocessing():
     assert published_preprocessing("mmpretrain", 160).resize_to == 183
     assert published_preprocessing("official", 224) == Preprocessing(image_size=224, resize_to=224)
     assert published_preprocessing("official", 384) == Preprocessing(image_size=384, resize_to=384)
-    with pytest.raises(XCiTError, match="the protocol is 'timm', must be 'mmpretrain' or 'official'"):
+    with pytest.raises(XCiTError, match="the protocol is 'timm', but must be 'mmpretrain' or 'official'"):
         published_preprocessing("timm", 224)  # type: ignore[arg-type]
 
 

@@ -80,7 +80,7 @@ def test_transforms() -> None:
     ("choice", "message"),
     [
         ({"level": 1, "mpp": 0.5}, "give a level, or micrometres per pixel"),
-        ({"mpp": 0.0}, "mpp is 0.0, must be above 0"),
+        ({"mpp": 0.0}, "mpp is 0.0, but must be above 0"),
         ({"bands": ()}, "give at least one band"),
         ({"bands": (0, 1)}, "counted from 1"),
         ({"value_range": (3.0, 3.0)}, "must be two numbers, the lower one first"),

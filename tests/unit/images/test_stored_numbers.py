@@ -96,7 +96,7 @@ def test_a_pbm_stores_one_for_black(tmp_path: Path) -> None:
 
 
 def test_numbers_above_255_are_named(tmp_path: Path) -> None:
-    with pytest.raises(XCiTError, match=r"labels\.png: its labels go from 3 to 300, must be within 0\.\.255"):
+    with pytest.raises(XCiTError, match=r"labels\.png: labels are 3 to 300, but must be within 0\.\.255"):
         read(png(np.array([[3, 300]]), 16, palette=False), tmp_path)
 
 

@@ -275,7 +275,7 @@ def test_largest_cells_of_special_maps():
 
 @pytest.mark.parametrize("share", [0, -1, 1.1, math.nan])
 def test_impossible_shares(share):
-    with pytest.raises(XCiTError, match=r"the share of the attention to keep is .*, must be above 0 and at most 1"):
+    with pytest.raises(XCiTError, match=r"the share of the attention to keep is .*, but must be above 0 and at most 1"):
         largest_cells(np.ones((2, 2), dtype=np.float32), share)
 
 
@@ -296,7 +296,7 @@ def test_block_that_is_not_there(model, block):
 
 @pytest.mark.parametrize("verb", [class_attention, channel_attention])
 def test_resize_to_less_than_a_patch(model, verb):
-    with pytest.raises(XCiTError, match="resize is 3, must be at least one patch of 4 pixels"):
+    with pytest.raises(XCiTError, match="resize is 3, but must be at least one patch of 4 pixels"):
         verb(picture(8, 8), model, resize=3)
 
 

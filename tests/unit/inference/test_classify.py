@@ -286,7 +286,10 @@ def test_classes_without_names_go_by_their_index(model, paths):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"topk": 0}, "topk is 0, must be at least 1"), ({"batch_size": 0}, "batch_size is 0, must be at least 1")],
+    [
+        ({"topk": 0}, "topk is 0, but must be at least 1"),
+        ({"batch_size": 0}, "batch_size is 0, but must be at least 1"),
+    ],
 )
 def test_impossible_numbers(model, paths, change, message):
     with pytest.raises(XCiTError, match=message):

@@ -98,7 +98,7 @@ def test_what_can_not_be_read_is_in_its_place(model: MaskRCNN, tmp_path: Path) -
 
 def test_mistakes(model: MaskRCNN) -> None:
     pixels = np.zeros((40, 40, 3), np.uint8)
-    with pytest.raises(XCiTError, match="min_score is 2, must be in"):
+    with pytest.raises(XCiTError, match="min_score is 2, but must be in"):
         detect(pixels, model, min_score=2)
     with pytest.raises(XCiTError, match="short side of 50 and a long side of 20"):
         detect(pixels, model, sides=(50, 20))

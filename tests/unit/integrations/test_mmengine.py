@@ -180,7 +180,7 @@ def test_the_runner_trains_from_our_weights_and_saves_what_we_read(tmp_path: Pat
         ("XCiTBackbone", {"out_indices": (3, 14)}, r"out_indices is \(3, 14\): the model has 14 blocks"),
         ("XCiTBackbone", {"out_indices": ()}, r"out_indices is \(\)"),
         ("XCiTBackbone", {"out_indices": (3, -1)}, "block 3 has no class token: the class token enters at block 12"),
-        ("XCiTBackbone", {"out_type": "map"}, "out_type is 'map', must be one of cls_token"),
+        ("XCiTBackbone", {"out_type": "map"}, "out_type is 'map', but must be one of cls_token"),
         ("XCiTBackbone", {"in_channels": 5, "pretrained": True}, f"xcit-{NANO}: the weights are for 3 channels, not 5"),
         ("XCiTPyramidBackbone", {"out_indices": (3, 5)}, "out_indices must contain 4 blocks"),
         ("XCiTPyramidBackbone", {"init_cfg": {"type": "Kaiming"}}, "init_cfg is {'type': 'Kaiming'}: a backbone of"),

@@ -172,10 +172,10 @@ def test_by_itself_k_is_no_more_than_the_training_images() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"ks": ()}, "k is missing, must be at least 1"),
-        ({"ks": (3, 0)}, "k is 3, 0, must be at least 1"),
-        ({"temperature": 0.0}, "temperature is 0.0, must be above 0"),
-        ({"temperature": float("nan")}, "temperature is nan, must be above 0"),
+        ({"ks": ()}, "k is missing, but must be at least 1"),
+        ({"ks": (3, 0)}, "k is 3, 0, but must be at least 1"),
+        ({"temperature": 0.0}, "temperature is 0.0, but must be above 0"),
+        ({"temperature": float("nan")}, "temperature is nan, but must be above 0"),
         (
             {"train_features": np.ones((3, 2, 2))},
             "training features must have the shape (images, numbers), and labels the shape (images,)",
@@ -266,7 +266,7 @@ def test_what_can_t_be_measured_is_told_in_one_line(splits: Path, tiny: XCiT, tm
     (tmp_path / "empty").mkdir()
     expected = "expected train/<class>/<image> and val/<class>/<image>"
     assert message(tiny, str(tmp_path / "empty")) == f"{tmp_path}/empty has no folder val: {expected}, or a holdout"
-    assert message(tiny, str(splits), dtype=torch.float64).startswith("dtype is torch.float64, must be")
+    assert message(tiny, str(splits), dtype=torch.float64).startswith("dtype is torch.float64, but must be")
     assert message(tiny, str(splits), ks=(19,)) == "k is 19, but there are only 18 training images"
     patches: Any = get_model("packaged", pretrained=True)
     patches.reset_classifier(0, "none")

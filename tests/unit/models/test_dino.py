@@ -156,5 +156,5 @@ def test_other_backbones_are_refused(changes: dict[str, object], message: str) -
 
 
 def test_an_empty_layer_is_refused() -> None:
-    with pytest.raises(XCiTError, match="DINOHeadConfig: out_dim is 0, must be at least 1"):
+    with pytest.raises(XCiTError, match="DINOHeadConfig: out_dim is 0, but must be at least 1"):
         DINOHeadConfig(out_dim=0)

@@ -160,7 +160,7 @@ def test_impossible_configs() -> None:
     config = new("upernet").config
     with pytest.raises(XCiTError, match="the backbone has class attention or a classifier"):
         replace(config, backbone=XCiTConfig())
-    with pytest.raises(XCiTError, match="channels is 0, must be at least 1"):
+    with pytest.raises(XCiTError, match="channels is 0, but must be at least 1"):
         replace(config, channels=0)
     with pytest.raises(XCiTError, match="kind is 'unet'"):
         replace(config, kind="unet")  # type: ignore[arg-type]

@@ -74,7 +74,7 @@ def test_pooling_and_stochastic_depth_keep_the_weights(weights: tuple[Xcit, Path
     token: Any = xcit.get_model(path, global_pool="token")
     assert token.config.global_pool == "cls"
     assert xcit.get_model("xcit-nano-12-p16", num_classes=0, global_pool="")(images).shape == (2, 13, 128)
-    with pytest.raises(XCiTError, match="global_pool is 'max', must be 'cls', 'avg' or 'none'"):
+    with pytest.raises(XCiTError, match="global_pool is 'max', but must be 'cls', 'avg' or 'none'"):
         xcit.get_model(path, global_pool="max")
     with pytest.raises(XCiTError, match="global_pool is for classifiers: a segmenter has no pooling"):
         xcit.get_model("sem-fpn_xcit-tiny-12-p16_80k_ade20k", global_pool="avg")

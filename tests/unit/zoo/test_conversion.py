@@ -146,7 +146,7 @@ def test_a_converted_pickle_holds_no_more_than_its_tensors(tmp_path: Path) -> No
     size = sum(tensor.nbytes for tensor in state.values())
     official = tmp_path / "official.pth"
     convert_from = tmp_path / "full.pth"
-    # A view of a large storage, for example a part of a qkv weight, must be saved without the rest of the storage.
+    # A view of a large storage, for example a part of a qkv weight, but must be saved without the rest of the storage.
     base = torch.zeros(1_000_000)
     state["norm.weight"] = base[: state["norm.weight"].numel()]
     torch.save(state, convert_from)

@@ -212,7 +212,7 @@ def num_started_processes() -> int:
     """
     count = os.environ.get("WORLD_SIZE", "1")
     if not count.isdecimal():
-        raise XCiTError(f"WORLD_SIZE is {count!r}, must be the number of processes: start them with torchrun")
+        raise XCiTError(f"WORLD_SIZE is {count!r}, but must be the number of processes: start them with torchrun")
     return int(count)
 
 

@@ -302,7 +302,7 @@ class _Loop:
         )
 
     def write_unreadable(self) -> None:
-        """Adds the inputs that this or another process could not read to `unreadable.txt` in the run's folder."""
+        """Adds to the run's `unreadable.txt` a line for each input that this or another process could not read."""
         lines = self.processes.gather(list(self.task.unreadable))
         path = self.directory / UNREADABLE
         if not lines or not self.processes.is_main:

@@ -97,7 +97,7 @@ def check_class_weights(weights: Sequence[float], num_classes: int, field: str =
         XCiTError: if a weight is not above 0 or not finite, or if the number of weights is not the number of classes.
     """
     if not all(0 < weight < math.inf for weight in weights):
-        raise XCiTError(f"{field} are {', '.join(map(str, weights))}, must be above 0")
+        raise XCiTError(f"{field} are {', '.join(map(str, weights))}, but must be above 0")
     if weights and num_classes not in (0, len(weights)):
         raise XCiTError(f"{len(weights)} {field} for {num_classes} classes: give one for each")
 

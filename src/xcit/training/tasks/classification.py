@@ -78,9 +78,9 @@ class ClassificationConfig:
         if self.holdout and self.val_data:
             raise XCiTError("give holdout or val_data, not both: a run is validated on one of them")
         if self.holdout is not None and not 0 <= self.holdout < math.inf:
-            raise XCiTError(f"holdout is {self.holdout}, must be a number of images, or a share below 1")
+            raise XCiTError(f"holdout is {self.holdout}, but must be a number of images, or a share below 1")
         if self.shuffle_buffer < 1:
-            raise XCiTError(f"shuffle_buffer is {self.shuffle_buffer}, must be at least 1")
+            raise XCiTError(f"shuffle_buffer is {self.shuffle_buffer}, but must be at least 1")
         check_class_weights(self.class_weights, self.model.num_classes)
 
 

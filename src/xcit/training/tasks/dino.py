@@ -58,7 +58,7 @@ class TeachingConfig:
     def __post_init__(self) -> None:
         def need(name: str, condition: bool, must: str) -> None:
             if not condition:
-                raise XCiTError(f"dino.{name} is {getattr(self, name)}, must be {must}")
+                raise XCiTError(f"dino.{name} is {getattr(self, name)}, but must be {must}")
 
         for name in ("student_temperature", "teacher_temperature", "first_teacher_temperature"):
             need(name, 0 < getattr(self, name) < float("inf"), "above 0")
@@ -114,7 +114,7 @@ class DINOConfig:
 
     def __post_init__(self) -> None:
         if self.num_watched < 2:
-            raise XCiTError(f"num_watched is {self.num_watched}, must be at least 2")
+            raise XCiTError(f"num_watched is {self.num_watched}, but must be at least 2")
         if self.run.ema_decay:
             raise XCiTError(
                 "run.ema_decay must be 0: DINO exports its teacher, which already is a moving average of weights"

@@ -164,7 +164,7 @@ def held_out(images: LabelledImages, holdout: float) -> tuple[ImageSubset, Image
         count = round(holdout * len(images)) if 0 < holdout < 1 else holdout
         if count != int(count) or not 0 < count < len(images):
             raise XCiTError(
-                f"holdout is {holdout:g}, must be a share below 1, or a whole number of images below {len(images)}"
+                f"holdout is {holdout:g}, but must be a share below 1, or a whole number of images below {len(images)}"
             )
         kept = order[: int(count)]
     is_kept = set(kept)

@@ -37,7 +37,7 @@ class LoRAConfig:
     def __post_init__(self) -> None:
         def need(condition: bool, name: str, must: str) -> None:
             if not condition:
-                raise XCiTError(f"lora.{name} is {getattr(self, name)}, must be {must}")
+                raise XCiTError(f"lora.{name} is {getattr(self, name)}, but must be {must}")
 
         need(self.rank >= 0, "rank", "0 or more")
         need(self.alpha >= 1, "alpha", "at least 1")

@@ -91,12 +91,12 @@ class SegmentationConfig:
 
     def __post_init__(self) -> None:
         if self.epoch_steps < 0:
-            raise XCiTError(f"epoch_steps is {self.epoch_steps}, must be 0 or more")
+            raise XCiTError(f"epoch_steps is {self.epoch_steps}, but must be 0 or more")
         check_class_weights(self.class_weights, self.model.num_classes)
         if not 0 <= self.focal_gamma < math.inf:
-            raise XCiTError(f"focal_gamma is {self.focal_gamma}, must be 0 or more")
+            raise XCiTError(f"focal_gamma is {self.focal_gamma}, but must be 0 or more")
         if self.ignore_index is not None and not 0 <= self.ignore_index <= IGNORED:
-            raise XCiTError(f"ignore_index is {self.ignore_index}, must be a label from 0 to {IGNORED}, or null")
+            raise XCiTError(f"ignore_index is {self.ignore_index}, but must be a label from 0 to {IGNORED}, or null")
         patch = self.model.backbone.patch_size
         if self.augmentation.crop_size < patch:
             raise XCiTError(

@@ -150,10 +150,10 @@ def test_training_needs_targets(model: MaskRCNN) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"num_classes": -1}, "num_classes is -1, must be 0 or more"),
-        ({"long_side": 50}, "long_side is 50, must be at least short_side 96"),
+        ({"num_classes": -1}, "num_classes is -1, but must be 0 or more"),
+        ({"long_side": 50}, "long_side is 50, but must be at least short_side 96"),
         ({"anchor_scale": 0.0}, "anchor_scale is 0.0"),
-        ({"mean": (0.5,)}, "mean is \\(0.5,\\), must be 3 numbers"),
+        ({"mean": (0.5,)}, "mean is \\(0.5,\\), but must be 3 numbers"),
         ({"std": (0.0, 1.0, 1.0)}, "above 0"),
     ],
 )

@@ -52,7 +52,7 @@ def test_a_warm_up_forgets_the_start_at_once_and_ends_at_the_decay() -> None:
 
 def test_without_a_decay_there_is_no_average() -> None:
     assert build_average(nn.Linear(1, 1), RunConfig(), is_sharded=False) is None
-    with pytest.raises(XCiTError, match="ema_warmup is True, must be false without ema_decay"):
+    with pytest.raises(XCiTError, match="ema_warmup is True, but must be false without ema_decay"):
         RunConfig(ema_warmup=True)
 
 

@@ -230,9 +230,9 @@ def test_learning_rate_is_linear_then_a_cosine(model: XCiT) -> None:
 
 
 def test_an_end_of_the_weight_decay_needs_a_beginning() -> None:
-    with pytest.raises(XCiTError, match=r"weight_decay is 0\.0, must be above 0 where final_weight_decay is set"):
+    with pytest.raises(XCiTError, match=r"weight_decay is 0\.0, but must be above 0 where final_weight_decay is set"):
         OptimizerConfig(weight_decay=0.0, final_weight_decay=0.4)
-    with pytest.raises(XCiTError, match=r"final_weight_decay is -1\.0, must be 0 or more"):
+    with pytest.raises(XCiTError, match=r"final_weight_decay is -1\.0, but must be 0 or more"):
         OptimizerConfig(final_weight_decay=-1.0)
 
 
@@ -293,11 +293,11 @@ def test_layer_norms_alone_are_not_decayed(model: XCiT) -> None:
 
 
 def test_impossible_schedules() -> None:
-    with pytest.raises(XCiTError, match="milestones is \\(\\), must be given only for kind milestones"):
+    with pytest.raises(XCiTError, match="milestones is \\(\\), but must be given only for kind milestones"):
         ScheduleConfig(kind="milestones")
     with pytest.raises(XCiTError, match="must be given only for kind milestones"):
         ScheduleConfig(milestones=(3,))
     with pytest.raises(XCiTError, match="in rising order"):
         ScheduleConfig(kind="milestones", milestones=(5, 3))
-    with pytest.raises(XCiTError, match=r"layer_decay is 0\.5, must be 1 with undecayed layer_norms"):
+    with pytest.raises(XCiTError, match=r"layer_decay is 0\.5, but must be 1 with undecayed layer_norms"):
         OptimizerConfig(layer_decay=0.5, undecayed="layer_norms")

@@ -114,9 +114,9 @@ def test_mixed_labels_are_weighted(config: ClassificationConfig) -> None:
     ("changes", "message"),
     [
         ({"class_weights": "1,2"}, "^2 class_weights for 3 classes: give one for each$"),
-        ({"class_weights": "1,2,0"}, r"class_weights are 1\.0, 2\.0, 0\.0, must be above 0"),
-        ({"class_weights": "1,2,.inf"}, r"class_weights are .*, must be above 0"),
-        ({"shuffle_buffer": "0"}, "shuffle_buffer is 0, must be at least 1"),
+        ({"class_weights": "1,2,0"}, r"class_weights are 1\.0, 2\.0, 0\.0, but must be above 0"),
+        ({"class_weights": "1,2,.inf"}, r"class_weights are .*, but must be above 0"),
+        ({"shuffle_buffer": "0"}, "shuffle_buffer is 0, but must be at least 1"),
         ({"holdout": "3", "val_data": "x"}, "give holdout or val_data, not both"),
     ],
 )

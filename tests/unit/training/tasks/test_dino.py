@@ -332,7 +332,7 @@ def test_the_watched_images_are_the_same_for_every_seed(folder: Path) -> None:
             {"preprocessing": Preprocessing(image_size=3, resize_to=3)},
             "preprocessing.image_size is 3, smaller than one patch of 4x4",
         ),
-        ({"num_watched": 1}, "num_watched is 1, must be at least 2"),
+        ({"num_watched": 1}, "num_watched is 1, but must be at least 2"),
         (
             {"run": RunConfig(ema_decay=0.9)},
             "run.ema_decay must be 0: DINO exports its teacher, which already is a moving average of weights",
@@ -354,10 +354,10 @@ def test_a_local_size_does_not_count_where_there_are_no_local_crops(folder: Path
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"teacher_temperature": 0.0}, "dino.teacher_temperature is 0.0, must be above 0"),
-        ({"student_temperature": math.inf}, "dino.student_temperature is inf, must be above 0"),
-        ({"teacher_momentum": 1.5}, "dino.teacher_momentum is 1.5, must be in 0..1"),
-        ({"freeze_last_layer": -1}, "dino.freeze_last_layer is -1, must be 0 or more"),
+        ({"teacher_temperature": 0.0}, "dino.teacher_temperature is 0.0, but must be above 0"),
+        ({"student_temperature": math.inf}, "dino.student_temperature is inf, but must be above 0"),
+        ({"teacher_momentum": 1.5}, "dino.teacher_momentum is 1.5, but must be in 0..1"),
+        ({"freeze_last_layer": -1}, "dino.freeze_last_layer is -1, but must be 0 or more"),
     ],
 )
 def test_impossible_settings_are_named(changes: dict[str, Any], message: str) -> None:

@@ -245,8 +245,8 @@ def test_images_that_a_teacher_can_t_take_are_refused_before_training(file: Path
     ("fields", "message"),
     [
         ({"kind": "harder"}, "kind must be one of hard, soft, not 'harder'"),
-        ({"alpha": 1.5}, r"alpha is 1\.5, must be in 0\.\.1"),
-        ({"temperature": 0}, r"temperature is 0\.0, must be above 0"),
+        ({"alpha": 1.5}, r"alpha is 1\.5, but must be in 0\.\.1"),
+        ({"temperature": 0}, r"temperature is 0\.0, but must be above 0"),
     ],
 )
 def test_fields_are_checked(fields: dict[str, Any], message: str) -> None:

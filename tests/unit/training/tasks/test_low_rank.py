@@ -198,8 +198,8 @@ def test_a_bad_adapter_is_told_in_one_line(message: str, run: Path, tmp_path: Pa
         ({"initialize.stem": "packaged"}, "do not set initialize.stem"),
         ({"run.parallel": "fsdp2"}, "lora.rank can't be combined with run.parallel fsdp2"),
         ({"lora.layers": ["qvk"]}, "no linear layer has a name that ends in one of qvk"),
-        ({"lora.rank": -1}, "lora.rank is -1, must be 0 or more"),
-        ({"lora.alpha": 0}, "lora.alpha is 0, must be at least 1"),
+        ({"lora.rank": -1}, "lora.rank is -1, but must be 0 or more"),
+        ({"lora.alpha": 0}, "lora.alpha is 0, but must be at least 1"),
     ],
 )
 def test_what_can_t_be_adapted_is_named(fields: dict[str, Any], message: str, data: Path, tmp_path: Path) -> None:

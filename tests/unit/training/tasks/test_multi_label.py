@@ -182,7 +182,7 @@ def test_a_holdout_is_neither_trained_on_nor_the_rest_measured(root: Path) -> No
     trained = {row for batch, rows in task._loader.batches(0) for row in rows.tolist()}
     assert (len(watched), len(trained), watched & trained) == (8, 32, set())
     assert len(targets) == 40
-    with pytest.raises(XCiTError, match="holdout is 40, must be a share below 1, or a whole number of images below 40"):
+    with pytest.raises(XCiTError, match="holdout is 40, but must be a share below 1, or a whole number of images"):
         MultiLabelTask(config_of(root, holdout=40))
 
 
@@ -191,7 +191,7 @@ def test_a_holdout_is_neither_trained_on_nor_the_rest_measured(root: Path) -> No
     [
         ({"class_weights": (1.0, 2.0)}, "2 class_weights for 3 classes: give one for each"),
         ({"positive_weights": (1.0, 2.0)}, "2 positive_weights for 3 classes: give one for each"),
-        ({"class_weights": (1.0, 0.0, 1.0)}, r"class_weights are 1\.0, 0\.0, 1\.0, must be above 0"),
+        ({"class_weights": (1.0, 0.0, 1.0)}, r"class_weights are 1\.0, 0\.0, 1\.0, but must be above 0"),
         ({"augmentation": AugmentationConfig(mixup=0.8)}, r"augmentation\.mixup: .* set this field to 0"),
         (
             {"augmentation": AugmentationConfig(label_smoothing=0.1)},

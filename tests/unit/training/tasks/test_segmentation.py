@@ -362,8 +362,8 @@ def test_the_focal_loss_has_gradients_where_a_pixel_is_certain_or_has_no_label(g
     ("fields", "message"),
     [
         ({"class_weights": "1,2"}, "2 class_weights for 4 classes: give one for each"),
-        ({"focal_gamma": "-1"}, r"focal_gamma is -1\.0, must be 0 or more"),
-        ({"ignore_index": "256"}, "ignore_index is 256, must be a label from 0 to 255, or null"),
+        ({"focal_gamma": "-1"}, r"focal_gamma is -1\.0, but must be 0 or more"),
+        ({"ignore_index": "256"}, "ignore_index is 256, but must be a label from 0 to 255, or null"),
     ],
 )
 def test_fields_of_the_loss_are_checked(data: Path, fields: dict[str, str], message: str) -> None:
