@@ -143,8 +143,8 @@ class LabelledScenes:
     def _unmasked(self, values: Labels, path: Path) -> Labels:
         if (values == 1).any():
             raise XCiTError(
-                f"{path}: it has pixels of label 1, but the first label maps of {self.source} are masks of 0 and "
-                f"{IGNORED}: write 1 for {self.class_names[1]!r} in all label maps"
+                f"{path}: it has pixels with label 1, but the first label maps of {self.source} contain only 0 and "
+                f"{IGNORED}: use label 1 for {self.class_names[1]!r} in all label maps"
             )
         return np.where(values == IGNORED, np.uint8(1), values)
 

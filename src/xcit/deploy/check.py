@@ -212,9 +212,10 @@ def _largest(
 def _blobs(
     sheet: Sheet, sizes: Sequence[tuple[int, int]], normalization: Normalization | None, draw: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yields two images of each size for a detector.
+    """Yields two images of each size to test a detector.
 
-    The noise is enlarged to smooth blobs: with independent pixels, all regions of an image would look the same.
+    Each image consists of smooth blobs: it is a small image of random noise, enlarged. If each pixel were random, all
+    regions of an image would look the same to the detector.
 
     Yields:
         An image (1, C, h, w) as the input of the file, the same image as the input of the model, and its scale (4,).

@@ -243,7 +243,7 @@ def _to_rgb(image: Image.Image, ignore_exif: bool = False) -> Image.Image:
         rgb = Image.alpha_composite(Image.new("RGBA", image.size, "white"), rgba).convert("RGB")
     else:
         rgb = image.convert("RGB")  # always a copy
-    rgb.info = {}  # the source's metadata would be wrong for an upright and opaque image
+    rgb.info = {}  # The result is upright and opaque, so the metadata of the source no longer fits.
     return rgb if turn is None else rgb.transpose(turn)
 
 

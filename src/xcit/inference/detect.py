@@ -104,7 +104,7 @@ class DetectedObjects:
 
     @property
     def is_placed(self) -> bool:
-        """Whether the image is georeferenced or a slide. Other programs can then use the coordinates of the objects."""
+        """Whether other programs can use the coordinates of the objects: the image is georeferenced or a slide."""
         return self.cells is not None and (self.is_slide or self.cells.to_map is not None)
 
     def picture(self) -> Image.Image:

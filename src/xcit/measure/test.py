@@ -117,7 +117,7 @@ def test(
         (
             ignore_exif or None,
             SegmentationConfig | DetectionConfig,
-            "trains no segmenter or detector: ignoring EXIF data does not apply",
+            "trains no segmenter or detector: leave ignore_exif out",
         ),
         (
             full_size or None,

@@ -337,7 +337,9 @@ def class_attention(
 def class_query(
     query: Tensor, key_weight: Tensor, key_bias: Tensor | None, num_heads: int
 ) -> tuple[Tensor, Tensor | float]:
-    """Returns one vector per head (B, M, D) and one offset per head (B, M, 1), or 0.0 if there is no key bias.
+    """Returns one vector per head (B, M, D) and one offset per head (B, M, 1).
+
+    If there is no key bias, the offset is the number 0.0.
 
     The attention score of a token before the softmax is the dot product of the vector and the token, plus the offset.
     """

@@ -279,7 +279,7 @@ def version_of(headers: Message) -> str | None:
 
 
 def first_byte(headers: Message) -> int | None:
-    """Returns the offset, within the file, of the first byte of a partial answer; None if the answer is not partial."""
+    """Returns the offset in the file at which a partial HTTP response begins; None if the response is not partial."""
     found = re.match(r"bytes (\d+)-", headers.get("Content-Range", ""))
     return int(found[1]) if found else None
 

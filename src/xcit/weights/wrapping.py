@@ -26,7 +26,7 @@ _PLAIN = ("state_dict", "model", "model_state_dict", "net", "network", "module",
 """The last parts of the labels of weights that are not averaged, in the order of preference."""
 
 _AVERAGED = ("state_dict_ema", "model_ema", "ema_model", "ema_state_dict", "ema", "averaged_model", "params_ema")
-"""The last parts of the labels of averaged weights, which are only selected if there are no other weights."""
+"""The last parts of the labels of averaged weights. Such weights are selected only if there are no other weights."""
 
 # The prefixes of wrappers. The prefixes of torch.compile, FSDP and activation checkpointing can be anywhere in a name;
 # "module." can only be at the beginning.

@@ -160,7 +160,7 @@ def test_label_maps_of_two_classes_are_no_masks(tmp_path: Path) -> None:
     later = masks(tmp_path / "later", **{f"train_{number:03d}": [0, 255, 0] for number in range(60)})
     Image.fromarray(np.array([[0, 1, 255]], np.uint8)).save(tmp_path / "later/labels/train/train_059.png")
     with pytest.raises(
-        XCiTError, match=r"train_059\.png: it has pixels of label 1, but the first label maps of .* are"
+        XCiTError, match=r"train_059\.png: it has pixels with label 1, but the first label maps of .* contain only 0"
     ):
         open_scenes(later, "train")[59]
 

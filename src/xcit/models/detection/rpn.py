@@ -150,8 +150,8 @@ class RegionProposalNetwork(nn.Module):
             inside = within(map_sizes, size, anchors.device).nonzero().squeeze(1)
             matched = match(anchors[inside], own, positive=POSITIVE_IOU, negative=NEGATIVE_IOU, lowest=NEGATIVE_IOU)
             positive, negative = sample(matched, NUM_SAMPLED, POSITIVE_SHARE)
-            # As in the published models, each image adds at least 1 to `num_sampled` for anchors with an object, and at
-            # least 1 for background anchors, even if no such anchor was drawn.
+            # As in the published models, an image without sampled anchors of one of the two classes (object and
+            # background) counts as if it had one of that class.
             num_sampled += max(len(positive), 1) + max(len(negative), 1)
             anchor = inside[positive]
             chosen = all_logits[image][torch.cat([anchor, inside[negative]])]

@@ -133,10 +133,11 @@ class TrainState:
                     "from a checkpoint at the end of an epoch"
                 )
             position.step = min(position.step, self.num_steps)
-        if (state["ema"] is None) != (self.ema is None):
+        if state["ema"] is None and self.ema is not None:
+            raise XCiTError(f"{source} contains no averaged weights: set run.ema_decay to 0")
+        if state["ema"] is not None and self.ema is None:
             raise XCiTError(
-                f"{source} was written with another run.ema_decay: keep averaging of weights on if it was on, and off "
-                "if it was off"
+                f"{source} contains averaged weights, but run.ema_decay is 0: set it to the value of the earlier run"
             )
         # Everything is checked before anything is loaded, so that the run is unchanged after an error.
         check_tensors(self.model.state_dict(), state["model"], source)

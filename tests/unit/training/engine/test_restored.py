@@ -98,7 +98,7 @@ DAMAGE: tuple[tuple[str, object, str], ...] = (
     *(("scaler", value, "its loss scale is not a dictionary") for value in some(None, [], 1.0)),
     ("scaler", {"scale": float("nan")}, "its loss scale is not finite"),
     ("scaler", {"scale": 0.0, "_growth_tracker": 0}, "its loss scale is 0"),
-    ("ema", None, "written with another run.ema_decay"),
+    ("ema", None, "contains no averaged weights: set run.ema_decay to 0"),
     ("ema", [], "its weights are not a dictionary"),
     ("model", {}, "9 tensors are missing, 0 unexpected: missing '0.weight'"),
     ("model/0.weight", KeyError, "1 tensors are missing"),
