@@ -9,7 +9,7 @@
     window    compares a sliding window with stripes at --window-size, and draws docs/segmentation-seams.png
 
 The models are small-12-p16 with random weights: trained weights would take the same time. Each run has its own process.
-Runs that are compared take turns. The figures of the page need --size 16384 --exact-size 6144 and 22 GB of memory.
+Runs that are compared take turns. The figures of the page need --size 16384, --exact-size 6144 and 22 GB of memory.
 """
 
 import argparse
