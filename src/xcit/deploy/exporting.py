@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from xcit.deploy.check import Difference, compare, compare_on
 from xcit.deploy.formats import FORMATS, Target, format_of, open_run
-from xcit.deploy.graphs import PAD_TO, Normalization, XCAForm, build_graph, inputs_of
+from xcit.deploy.graphs import Normalization, XCAForm, build_graph, inputs_of
 from xcit.deploy.onnx_files import OPSET, newest_opset, write_onnx
 from xcit.deploy.openvino_files import convert_onnx
 from xcit.deploy.operators import check_operators
@@ -24,6 +24,7 @@ from xcit.deploy.sheet import Facts, FeatureOutput, Precision, Sheet
 from xcit.deploy.torch_files import write_program
 from xcit.errors import XCiTError
 from xcit.extras import need_packages
+from xcit.models.detection.images import PAD_TO
 from xcit.models.timm_calls import resolve_indices
 from xcit.writing import whole_file, whole_folder
 from xcit.zoo import get_model
