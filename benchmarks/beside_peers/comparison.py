@@ -88,7 +88,7 @@ def compare(
     ]
     for name, number in numbers:
         if number < 1:
-            raise XCiTError(f"{name} is {number}, must be at least 1")
+            raise XCiTError(f"{name} is {number}, but must be at least 1")
     if not (models and sizes and contenders):
         raise XCiTError("there is nothing to measure: name at least one model, one size and one contender")
     architectures = [find_architecture(name) for name in models]

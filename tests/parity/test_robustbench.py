@@ -161,7 +161,7 @@ def test_of_a_file_from_nowhere_a_line_says_what_was_assumed(tmp_path: Path, cap
 def test_a_known_file_is_not_loaded_with_other_strides_by_accident(tmp_path: Path) -> None:
     path = saved(tmp_path, *CIFAR, reference(*CIFAR))
     with pytest.raises(
-        XCiTError, match=r"its stem has strides 1, 1, 2, 2, but the model's stem has 2, 2, 2, 2: load the file"
+        XCiTError, match=r"its stem has strides 1, 1, 2, 2, but the model's stem has 2, 2, 2, 2: give only"
     ):
         xcit.get_model("xcit-small-12-p16", pretrained=path, num_classes=10)
     with pytest.raises(XCiTError, match=r"its stem has strides 1, 1, 2, 2"):

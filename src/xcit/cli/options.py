@@ -156,7 +156,7 @@ def file_with_key(name: str, key: str | None) -> str:
     if key is None:
         return name
     if not (is_file(name) or "://" in name):
-        raise XCiTError(f"--key {key} chooses among the weights of a file, but {name} is not a file")
+        raise XCiTError(f"--key {key} selects weights in a file, but {name} is not a file")
     return f"{name}#{key}"
 
 

@@ -115,7 +115,7 @@ def read_adapter(folder: Path, read: Callable[[str], StoredWeights]) -> StoredWe
         with safe_open(path, framework="pt") as file:
             metadata, shapes = file.metadata() or {}, {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
-        raise XCiTError(f"{folder} has a {CONFIG} but no {WEIGHTS}") from None
+        raise XCiTError(f"{folder} has an {CONFIG} but no {WEIGHTS}") from None
     except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
         raise XCiTError(f"{folder}: not an adapter of PEFT, or damaged: {brief(error)}") from None
     base = settings.base_model_name_or_path

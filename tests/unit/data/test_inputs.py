@@ -76,7 +76,7 @@ def test_a_shard_stands_between_files_where_it_was_named() -> None:
     assert not isinstance(images[1], Path)
     assert images[1].read().getpixel((0, 0)) == (120, 120, 120)
     assert not isinstance(images[3], Path)
-    with pytest.raises(XCiTError, match=r"a\.tar/5\.png: a link in the shard"):
+    with pytest.raises(XCiTError, match=r"a\.tar/5\.png: the shard contains a link instead of this file"):
         images[3].read()
 
 

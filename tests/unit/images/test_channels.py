@@ -39,7 +39,7 @@ def test_files_of_numpy(tmp_path: Path) -> None:
     with pytest.raises(XCiTError, match=r"none\.npy: no such file"):
         read_channels(tmp_path / "none.npy", 5)
     (tmp_path / "text.npy").write_text("text")
-    with pytest.raises(XCiTError, match=r"text\.npy: no \.npy file of numbers"):
+    with pytest.raises(XCiTError, match=r"text\.npy: not a \.npy file of numbers"):
         read_channels(tmp_path / "text.npy", 5)
     with pytest.raises(XCiTError, match=r"a\.png: the model takes 5 channels: give an array"):
         read_channels("a.png", 5)

@@ -67,7 +67,9 @@ def test_micrometres_a_pixel_choose_the_level(tmp_path: Path, name: str) -> None
             assert np.array_equal(whole(rows), expected)
             assert rows_info(rows).metadata["place"] == (place, 0, 0, 0, place, 0)
     with (
-        pytest.raises(XCiTError, match=r"no level gives 0\.7 micrometres per pixel; there are 0\.5, 2 and whole"),
+        pytest.raises(
+            XCiTError, match=r"no level gives 0\.7 micrometres per pixel; possible pixel sizes are 0\.5, 2 and whole"
+        ),
         open_rows(tmp_path / name, selection=Selection(mpp=0.7)),
     ):
         pass

@@ -181,7 +181,10 @@ def test_by_itself_k_is_no_more_than_the_training_images() -> None:
             "training features must have the shape (images, numbers), and labels the shape (images,)",
         ),
         ({"train_features": np.ones((3, 5))}, "training features have 5 numbers, but validation features have 4"),
-        ({"val_labels": np.zeros(2)}, "and labels the shape (images,), not (3, 4)"),
+        (
+            {"val_labels": np.zeros(2)},
+            "validation features must have the shape (images, numbers), and labels the shape (images,), not (3, 4)",
+        ),
         (
             {"val_features": np.ones((0, 4)), "val_labels": np.ones(0)},
             "validation features must have the shape (images, numbers)",

@@ -229,7 +229,7 @@ def test_classes_of_ones_own_are_matched_by_name(setting: Setting) -> None:
 
 def test_the_checkpoint_must_fit_the_recipe(setting: Setting) -> None:
     save_model(make_model(3), Path(setting.checkpoint))
-    with pytest.raises(XCiTError, match="The file has 3 classes, the model 1000"):
+    with pytest.raises(XCiTError, match="The file has 3 classes, the model has 1000"):
         setting.test()
     with pytest.raises(
         XCiTError, match="xcit-pico-fashion-mnist does not fit tiny: the model's recipe is xcit-pico-fashion-mnist"
@@ -262,7 +262,7 @@ def test_a_checkpoint_may_be_a_path_or_a_url(setting: Setting) -> None:
         ({"checkpoint": "no.pth"}, r"cannot read no\.pth: no such file"),
         (
             {"config": NANO, "checkpoint": "xcit-tiny-12-p16"},
-            "xcit-tiny-12-p16_3rdparty_in1k is no xcit-nano-12-p16_8x",
+            "xcit-tiny-12-p16_3rdparty_in1k does not fit xcit-nano-12-p16_8x",
         ),
     ],
 )

@@ -89,7 +89,7 @@ def test_features_pyramid_and_smallest_image() -> None:
         model(torch.zeros(1, 3, 3, 8))
     pyramid = XCiTPyramid(backbone_of(config)).eval()
     assert [tuple(maps.shape[2:]) for maps in pyramid(torch.zeros(1, 3, 64, 96))] == [(16, 24), (8, 12), (4, 6), (2, 3)]
-    with pytest.raises(XCiTError, match="patches of 16 pixels at most, not of 32"):
+    with pytest.raises(XCiTError, match="patches of at most 16 pixels per side, not 32"):
         XCiTPyramid(backbone_of(replace(SMALL, stem_strides=(2, 2, 2, 2, 2))))
 
 

@@ -47,7 +47,7 @@ def test_a_run_is_not_written_over(tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
     (other / "last.pt").touch()
-    with pytest.raises(XCiTError, match=r"contains another run than"):
+    with pytest.raises(XCiTError, match=r"already contains another run, to which"):
         check_run(PICO, tmp_path, other)
 
 

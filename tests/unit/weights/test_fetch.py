@@ -703,7 +703,7 @@ def test_hub_with_wrong_content_gives_way(site: Site, tmp_path: Path, monkeypatc
 
 def test_hub_with_another_digest_than_published(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     serve_hub(site, monkeypatch)
-    with pytest.raises(FetchError, match=f"expected SHA-256 00000000, the Hub has {digest(BODY)}"):
+    with pytest.raises(FetchError, match=f"expected SHA-256 00000000, but the Hub has {digest(BODY)}"):
         obtain("xcit-nano", [hub_source("00000000")], tmp_path)
     assert [request.method for request in site.requests] == ["HEAD"]
 

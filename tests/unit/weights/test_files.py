@@ -460,7 +460,10 @@ def test_an_exported_file_is_named(tmp_path: Path) -> None:
         ({"optimizer": {"state": {0: torch.ones(1)}}, "epoch": 3}, "its top-level keys are: optimizer, epoch"),
         ({"model": {"a": 1}}, "its top-level keys are: model"),
         ({f"layer{i}.weight": torch.ones(1) for i in range(20)}, "no XCiT weights; it contains layer0.weight, "),
-        ({"state_dict": {"backbone.layer1.0.conv1.weight": torch.ones(1)}}, "it has backbone.layer1.0.conv1.weight"),
+        (
+            {"state_dict": {"backbone.layer1.0.conv1.weight": torch.ones(1)}},
+            "it contains backbone.layer1.0.conv1.weight",
+        ),
         ({"module.cls_token": torch.ones(1), "cls_token": torch.ones(1)}, "two state dicts in one"),
     ],
 )

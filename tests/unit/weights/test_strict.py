@@ -105,7 +105,7 @@ def test_no_advice_on_classes_where_they_are_not_what_differs() -> None:
 
 def test_check_takes_plain_shapes() -> None:
     check_state({"a": (2, 3), "b": torch.Size([])}, {"a": torch.zeros(2, 3), "b": torch.tensor(1)}, "x")
-    with pytest.raises(XCiTError, match="b is 1, the model's scalar"):
+    with pytest.raises(XCiTError, match="b is 1, the model's is scalar"):
         check_state({"b": ()}, {"b": torch.zeros(1)}, "x")
 
 

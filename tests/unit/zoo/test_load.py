@@ -408,7 +408,7 @@ def test_a_dino_backbone_has_no_classifier(nano: Nano, file: str) -> None:
 def test_a_dense_checkpoint_is_for_get_backbone(nano: Nano) -> None:
     path = nano.file("dense.pth")
     message = error_of("xcit-nano-12-p16", pretrained=path)
-    assert message.startswith(f"{path}: the weights of a detector or segmenter")
+    assert message.startswith(f"{path}: these are the weights of a detector or segmenter")
     assert "xcit.get_backbone(" in message
     assert "\n" not in message
 

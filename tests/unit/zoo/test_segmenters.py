@@ -92,7 +92,7 @@ def test_classes() -> None:
 
 
 def test_a_segmenter_is_no_classifier() -> None:
-    with pytest.raises(XCiTError, match="is for semantic-segmentation") as error:
+    with pytest.raises(XCiTError, match="is a model for semantic-segmentation") as error:
         find_checkpoint("upernet_xcit-small-12-p8_160k_ade20k")
     assert "\n" not in str(error.value)
 

@@ -279,7 +279,7 @@ def bad_folders(folder: Path) -> dict[str, Any]:
         r"config\.json: can't be read as the config of a model": lambda: edit(pretrained_cfg=[3]),
         r"is not the config of an XCiT": lambda: edit(architecture=None),
         r"manifest\.json: contains no list of files": lambda: (folder / MANIFEST).write_text('{"files": 3}'),
-        r"manifest\.json: no JSON": lambda: (folder / MANIFEST).write_text("{"),
+        r"manifest\.json: not valid JSON": lambda: (folder / MANIFEST).write_text("{"),
         r"does not fit the model": lambda: edit(model_args={"patch_size": 16, "depth": 5, "embed_dim": 32}),
     }
 
@@ -406,7 +406,7 @@ def test_without_the_hub_the_last_copy_is_used(
         XCiTError, match=r"hf-hub:me/cats: not requested, because XCIT_OFFLINE is set; instead, give a folder"
     ):
         xcit.get_model("hf-hub:me/cats")
-    with pytest.raises(XCiTError, match="me/birds: not uploaded, XCIT_OFFLINE is set"):
+    with pytest.raises(XCiTError, match="me/birds: not uploaded, because XCIT_OFFLINE is set"):
         model.push_to_hub("me/birds")
     assert len(hub.asked) == asked
     monkeypatch.delenv("XCIT_OFFLINE")

@@ -230,7 +230,7 @@ def test_learning_rate_is_linear_then_a_cosine(model: XCiT) -> None:
 
 
 def test_an_end_of_the_weight_decay_needs_a_beginning() -> None:
-    with pytest.raises(XCiTError, match=r"weight_decay is 0\.0, but must be above 0 where final_weight_decay is set"):
+    with pytest.raises(XCiTError, match=r"weight_decay is 0\.0, but must be above 0 if final_weight_decay is set"):
         OptimizerConfig(weight_decay=0.0, final_weight_decay=0.4)
     with pytest.raises(XCiTError, match=r"final_weight_decay is -1\.0, but must be 0 or more"):
         OptimizerConfig(final_weight_decay=-1.0)

@@ -109,7 +109,7 @@ DAMAGE: tuple[tuple[str, object, str], ...] = (
     ("model/0.weight", torch.zeros(4, 3).to_sparse(), r"0\.weight is a sparse tensor"),
     ("model/0.weight", torch.zeros(4, 3, dtype=torch.complex64), r"0\.weight is of complex numbers"),
     ("model/0.weight", torch.zeros(4, 3, dtype=torch.int8), r"0\.weight is of type int8"),
-    ("ema/2.bias", torch.zeros(2, device="meta"), r"2\.bias is without numbers"),
+    ("ema/2.bias", torch.zeros(2, device="meta"), r"2\.bias is without values"),
     *(
         ("optimizer", value, "not a dictionary|groups or moments are missing")
         for value in some(None, [], {}, {"state": {}})

@@ -167,7 +167,7 @@ def without_config(adapter: Path) -> None:
 
 
 BAD: dict[str, Callable[[Path], None]] = {
-    r"has a adapter_config\.json and no adapter_model": lambda adapter: (
+    r"has an adapter_config\.json but no adapter_model": lambda adapter: (
         adapter / "adapter_model.safetensors"
     ).unlink(),
     r"not an adapter of PEFT, or damaged": cut,
