@@ -27,7 +27,7 @@ def compiled() -> BenchResult:
 
 
 def few_tokens() -> BenchResult:
-    contenders = ("xcit-compile", "xcit", "timm", "timm-compile", "onnxruntime")
+    contenders = ("xcit", "xcit-compile", "timm", "timm-compile", "onnxruntime")
     return compare(["nano-12-p16", "small-12-p16"], [224], contenders, memory=False, rounds=25, announce=say)
 
 

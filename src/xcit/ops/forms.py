@@ -208,7 +208,7 @@ def attention_from_gram(
         weight = _wide(qkv_weight[: 2 * dim])
         mean = total / num_tokens
         covariance = torch.baddbmm(gram, total.mT, mean, alpha=-1)
-        moved = (covariance.reshape(batch * dim, dim) @ weight.t()).view(batch, dim, 2 * dim)  # S W^T
+        moved = linear(covariance.reshape(batch * dim, dim), weight).view(batch, dim, 2 * dim)  # S W^T
         means = F.linear(mean, weight, None if qkv_bias is None else _wide(qkv_bias[: 2 * dim])).squeeze(1)  # q_m, k_m
         squares = (moved * weight.t()).sum(dim=1) + num_tokens * means.square()
         query_weight = weight[:dim].view(num_heads, -1, dim)
@@ -271,7 +271,7 @@ def mixing_matrix(
     with _without_autocast(attention):
         proj_weight, proj_bias = _wide(proj_weight), _wide(proj_bias)
         attended = attention @ _wide(qkv_weight[2 * dim :]).view(num_heads, -1, dim)
-        matrix = attended.view(batch, dim, dim).mT @ proj_weight.t()
+        matrix = linear(attended.view(batch, dim, dim).mT, proj_weight)
         if qkv_bias is None:
             return matrix, proj_bias.expand(batch, 1, dim)
         value_bias = attention @ _wide(qkv_bias[2 * dim :]).view(num_heads, -1, 1)
