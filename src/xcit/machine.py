@@ -26,10 +26,9 @@ def processor() -> str:
 
 
 def is_amd() -> bool:
-    """Whether the processor is made by AMD."""
-    information = Path("/proc/cpuinfo")
-    if information.is_file():
-        return "AuthenticAMD" in information.read_text(encoding="utf-8")
+    """Returns whether the processor is made by AMD; false if the system does not report it."""
+    with contextlib.suppress(OSError, UnicodeError):
+        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
     return "AuthenticAMD" in platform.processor()
 
 

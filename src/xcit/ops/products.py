@@ -26,8 +26,11 @@ def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bo
 
     The shapes are: rows (..., D), weight (E, D), bias (E,), result (..., E).
     """
+    if not isinstance(rows, Tensor):  # a proxy of torch.fx: nothing is known about its tensor
+        return F.gelu(F.linear(rows, weight, bias)) if gelu else F.linear(rows, weight, bias)
     if _is_for_onednn(rows, weight, bias):
         activation: tuple[str, list[None], str] = ("gelu", [], "none") if gelu else ("none", [], "")
+        bias = None if bias is None else bias.contiguous()  # the operator ignores the bias's strides
         found: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, *activation)
         return found
     found = F.linear(rows, weight, bias)
@@ -42,15 +45,20 @@ def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bo
 def affine(tokens: Tensor, matrix: Tensor, row: Tensor) -> Tensor:
     """Computes X P + p for each image: tokens (B, N, D), matrix (B, D, E) and row (B, 1, E) give (B, N, E)."""
     if _is_for_onednn(tokens[:1], matrix, row):
-        return torch.stack([linear(x, p.mT, r[0]) for x, p, r in zip(tokens, matrix, row, strict=True)])
+        return _stacked([linear(x, p.mT, r[0]) for x, p, r in zip(tokens, matrix, row, strict=True)])
     return torch.baddbmm(row, tokens, matrix)
 
 
 def gram_matrix(tokens: Tensor) -> Tensor:
     """Computes X^T X for each image: tokens (B, N, D) give (B, D, D)."""
     if _is_for_onednn(tokens[:1], tokens):
-        return torch.stack([linear(x.mT, x.mT) for x in tokens])
+        return _stacked([linear(x.mT, x.mT) for x in tokens])
     return tokens.mT @ tokens
+
+
+def _stacked(results: list[Tensor]) -> Tensor:
+    """Stacks the results of single images. The result of one image is not copied."""
+    return results[0][None] if len(results) == 1 else torch.stack(results)
 
 
 def _is_for_onednn(rows: Tensor, *others: Tensor | None) -> bool:

@@ -1,8 +1,10 @@
 """Tests exported files: each kind of model and each format, the use of a file as a model, and refused exports."""
 
 import json
+import math
 import shutil
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from xcit.models import ModelInfo, SegmenterInfo, XCiT
 from xcit.models.detection.config import DetectorInfo, MaskRCNNConfig
 from xcit.models.detection.mask_rcnn import MaskRCNN
 from xcit.models.segmentation import Segmenter, SegmenterConfig, build_segmenter
+from xcit.zoo.kinds import DETECTOR
 
 NAMES = ("apple", "pear", "plum", "fig", "quince")
 SHALLOW = replace(CLASSIFIER, depth=1, cls_depth=1)
@@ -266,6 +269,8 @@ def test_a_detector_in_int8(
 ) -> None:
     monkeypatch.setattr(exporting, "write_onnx", lambda graph, path, texts, opset: shutil.copy(things.path, path))
     monkeypatch.setitem(check.MAX_UNMATCHED, "int8", 1.0)  # random weights give boxes with nearly equal scores
+    from xcit.models.detection.roi_heads import Detections
+
     images = [image for image in calibration_images([picture] * 2, detector) if isinstance(image, torch.Tensor)]
     assert [image.shape for image in images] == [(1, 3, 64, 90)] * 2
     path = folder / "whole_things.onnx"
@@ -277,6 +282,9 @@ def test_a_detector_in_int8(
     assert model.info == detector.info
     with pytest.raises(XCiTError, match="a detector takes one image at a time, not 2"):
         xcit.export(detector, folder / "two.onnx", dtype="int8", calibration=[torch.cat(images)])
+    monkeypatch.setattr(MaskRCNN, "_search", lambda *given, padded: Detections(*[torch.zeros(0, 4)] * 4))
+    with pytest.raises(XCiTError, match="no images to calibrate on, or the detector finds no objects in them"):
+        xcit.export(detector, folder / "two.onnx", dtype="int8", calibration=images)
     assert not (folder / "two.onnx").exists()
 
 
@@ -344,6 +352,31 @@ def test_detections_are_matched_by_class_place_and_score() -> None:
     ]
     moved = Detections(boxes + 8, labels, scores, masks)
     assert len(check._matched(moved, Detections(boxes, labels, scores, masks))) == 0
+
+
+def _answer(found: Any, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+    return list(found)
+
+
+def test_a_detectors_file_that_finds_nothing_or_no_numbers_is_refused() -> None:
+    from types import SimpleNamespace
+
+    from xcit.models.detection.roi_heads import Detections
+
+    none = Detections(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0), torch.zeros(0, 28, 28))
+    one = Detections(torch.tensor([[0.0, 0, 9, 9]]), torch.tensor([1]), torch.tensor([0.9]), torch.ones(1, 28, 28))
+    model: Any = torch.nn.Module()
+    model._search = lambda *given, padded: one
+    facts = SimpleNamespace(size=None, precision="int8")
+    sheet: Any = SimpleNamespace(kind=DETECTOR, facts=facts, channels=3)
+    image = torch.zeros(1, 3, 32, 32)
+    for found, worst in ((one, 0.0), (none, math.inf), (one._replace(masks=one.masks * math.nan), math.inf)):
+        run: Any = partial(_answer, found)
+        difference = check._compare_detections(run, model, sheet, [(image, image, torch.ones(4))])
+        assert difference.value == worst
+        if worst:
+            with pytest.raises(XCiTError, match="differs from the model"):
+                check._checked(difference, "int8")
 
 
 # --- files of others

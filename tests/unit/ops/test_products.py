@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
+from xcit.models.layers import MLP
 from xcit.ops import products
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
@@ -39,6 +40,22 @@ def test_products_are_those_of_float64(shape: tuple[int, ...]) -> None:
     close(products.linear(rows, weight), wide - bias.double())
     close(products.linear(rows, weight, bias, gelu=True), F.gelu(wide))
     close(products.linear(rows.transpose(0, -1).contiguous().transpose(0, -1), weight, bias), wide)
+
+
+@pytest.mark.usefixtures("_by")
+def test_weights_and_biases_of_any_strides() -> None:
+    rows, weight, wide_bias = draw(40, 24), draw(24, 12).T, draw(12, 3)
+    for bias in (wide_bias[:, 1], draw(1).expand(12)):
+        close(products.linear(rows, weight, bias), F.linear(rows.double(), weight.double(), bias.double()))
+        close(products.linear(rows[::2], draw(12, 48)[:, ::2], bias).float(), F.linear(
+            rows[::2].double(), draw(12, 48)[:, ::2].double(), bias.double()
+        ))  # fmt: skip
+
+
+def test_torch_fx_traces_a_product() -> None:
+    mlp = MLP(8, 16).eval()
+    tokens = draw(40, 8)
+    torch.testing.assert_close(torch.fx.symbolic_trace(mlp, concrete_args={"scale": None})(tokens, None), mlp(tokens))
 
 
 @pytest.mark.usefixtures("_by")
