@@ -19,14 +19,12 @@ from xcit.deploy.graphs import Normalization, XCAForm, build_graph, inputs_of
 from xcit.deploy.onnx_files import OPSET, newest_opset, write_onnx
 from xcit.deploy.openvino_files import convert_onnx
 from xcit.deploy.operators import check_operators
-from xcit.deploy.quantize import quantize_onnx
+from xcit.deploy.quantize import checked_batches, quantize_onnx
 from xcit.deploy.sheet import Facts, FeatureOutput, Precision, Sheet
 from xcit.deploy.torch_files import write_program
 from xcit.errors import XCiTError
 from xcit.extras import need_packages
 from xcit.models.detection.images import PAD_TO
-from xcit.models.modes import evaluating
-from xcit.models.refusals import check_batch
 from xcit.models.timm_calls import resolve_indices
 from xcit.writing import whole_file, whole_folder
 from xcit.zoo import get_model
@@ -150,7 +148,7 @@ def export_model(network: Any, origin: Origin, place: Path, target: Target, want
     )
     sheet, normalization = _sheet(network, facts)
     _check_place(place, is_folder=not form.suffix)
-    batches = None if wanted.calibration is None else _calibration(wanted.calibration, network, sheet)
+    batches = None if wanted.calibration is None else checked_batches(wanted.calibration, network, sheet)
     with tempfile.TemporaryDirectory() as folder:
         part = Path(folder) / f"model{form.suffix}"
         _write(network, sheet, normalization, target, part, batches, wanted.opset or OPSET)
@@ -164,38 +162,6 @@ def export_model(network: Any, origin: Origin, place: Path, target: Target, want
             )
         num_bytes = _keep(part, place)
     return ExportReport(path=place, num_bytes=num_bytes, sheet=sheet, difference=difference)
-
-
-def _calibration(batches: Iterable[Tensor], network: Any, sheet: Sheet) -> list[Tensor]:
-    """Returns the batches for calibration, float32 on the CPU. It checks them, because capturing a graph takes minutes.
-
-    An image in which a detector finds no objects is left out: it would say nothing about the head for masks.
-
-    Raises:
-        XCiTError: if a batch has the wrong shape, or no batch is left.
-    """
-    found = []
-    for batch in batches:
-        check_batch(batch, sheet.channels)
-        size = sheet.facts.size
-        if sheet.kind is not DETECTOR and size is not None and tuple(batch.shape[2:]) != size:
-            raise XCiTError(
-                f"an image for calibration has {batch.shape[2]}x{batch.shape[3]} pixels, but the file's size is "
-                f"{size[0]}x{size[1]}"
-            )
-        batch = batch.detach().to("cpu", torch.float32)
-        inputs_of(sheet, batch)
-        if sheet.kind is DETECTOR:
-            from xcit.models.detection.roi_heads import MIN_SCORE
-
-            with torch.no_grad(), evaluating(network):
-                if not len(network._search(batch[0], torch.ones(4), MIN_SCORE, padded=size).boxes):
-                    continue
-        found.append(batch)
-    if not found:
-        what = ", or the detector finds no objects in them" if sheet.kind is DETECTOR else ""
-        raise XCiTError(f"there are no images to calibrate on{what}")
-    return found
 
 
 def _target(path: Path, to: Target | None) -> Target:

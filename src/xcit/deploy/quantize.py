@@ -1,14 +1,52 @@
 """Quantises an ONNX file to int8: its weights, and the activations that are multiplied by the weights."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from xcit.deploy.graphs import inputs_of
 from xcit.deploy.quiet import quiet
+from xcit.deploy.sheet import Sheet
 from xcit.errors import XCiTError
 from xcit.extras import need_packages
+from xcit.models.modes import evaluating
+from xcit.models.refusals import check_batch
+from xcit.zoo.kinds import DETECTOR
+
+
+def checked_batches(batches: Iterable[Tensor], network: Any, sheet: Sheet) -> list[Tensor]:
+    """Returns the batches for calibration, float32 on the CPU. It checks them, because capturing a graph takes minutes.
+
+    An image in which a detector finds no objects is left out: it would say nothing about the head for masks.
+
+    Raises:
+        XCiTError: if a batch has the wrong shape, or no batch is left.
+    """
+    found = []
+    for batch in batches:
+        check_batch(batch, sheet.channels)
+        size = sheet.facts.size
+        if sheet.kind is not DETECTOR and size is not None and tuple(batch.shape[2:]) != size:
+            raise XCiTError(
+                f"an image for calibration has {batch.shape[2]}x{batch.shape[3]} pixels, but the file's size is "
+                f"{size[0]}x{size[1]}"
+            )
+        batch = batch.detach().to("cpu", torch.float32)
+        inputs_of(sheet, batch)
+        if sheet.kind is DETECTOR:
+            from xcit.models.detection.roi_heads import MIN_SCORE
+
+            with torch.no_grad(), evaluating(network):
+                if not len(network._search(batch[0], torch.ones(4), MIN_SCORE, padded=size).boxes):
+                    continue
+        found.append(batch)
+    if not found:
+        what = ", or the detector finds no objects in them" if sheet.kind is DETECTOR else ""
+        raise XCiTError(f"there are no images to calibrate on{what}")
+    return found
 
 
 def quantize_onnx(source: Path, target: Path, inputs: Sequence[Mapping[str, Tensor]]) -> None:
@@ -22,13 +60,8 @@ def quantize_onnx(source: Path, target: Path, inputs: Sequence[Mapping[str, Tens
         source: an ONNX file in float32.
         target: path of the file to write.
         inputs: batches that determine the ranges of the activations. Each batch is a dict from the name of a graph
-            input to its tensor.
-
-    Raises:
-        XCiTError: if there are no images.
+            input to its tensor. There is at least one batch.
     """
-    if not inputs:
-        raise XCiTError("there are no images to calibrate on")
     need_packages("int8", "onnxruntime", "onnx")
     import onnx
     from onnxruntime.quantization import (

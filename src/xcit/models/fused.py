@@ -29,8 +29,9 @@ from xcit.models.layers import (
     PositionCode,
     Stem,
     XCABlock,
+    gelu_of,
 )
-from xcit.models.plain import is_plain, is_watched
+from xcit.models.plain import is_watched
 from xcit.models.stripes import ClassAttentionSums, SlidingStem, Sums, TensorTokens, pass_xca_block, spans, sums_of
 
 NUMBERS_AT_ONCE = {"cpu": 2**20, "cuda": 2**27}
@@ -250,7 +251,7 @@ class FusedXCABlock(nn.Module):
             tokens = tokens + self._mixed(tokens)
             image = self.norm_lpi(tokens).transpose(1, 2).unflatten(2, (height, width))
             tokens = tokens + self._convolved(image).flatten(2).transpose(1, 2)
-            return tokens + self.fc2(F.gelu(self.fc1(self.norm_mlp(tokens))))
+            return tokens + self.fc2(gelu_of(self.fc1, self.norm_mlp(tokens)))
         if num_tokens <= at_once:
             for start, end in parts(len(tokens), at_once // num_tokens):
                 images = tokens[start:end]
@@ -309,11 +310,7 @@ class FusedXCABlock(nn.Module):
         """Adds the output of the MLP to tokens (n, D) in place, one part after another."""
         for start, end in parts(len(tokens), tokens_at_once(tokens)):
             part = tokens[start:end]
-            normed = self.norm_mlp(part)
-            if is_plain(self.fc1):
-                hidden = ops.linear(normed, self.fc1.weight, self.fc1.bias, gelu=True)
-            else:
-                hidden = torch.ops.aten.gelu_(self.fc1(normed))
+            hidden = gelu_of(self.fc1, self.norm_mlp(part))
             part += ops.linear(hidden, self.fc2.weight, self.fc2.bias)
 
 

@@ -118,6 +118,13 @@ def computes_in_float16(tokens: Tensor) -> bool:
     return tokens.dtype is torch.float16
 
 
+def gelu_of(layer: nn.Linear, tokens: Tensor) -> Tensor:
+    """Computes a linear layer and GELU, from the layer's weights if the layer is plain (see `plain.py`)."""
+    if is_plain(layer):
+        return ops.linear(tokens, layer.weight, layer.bias, gelu=True)
+    return F.gelu(layer(tokens))
+
+
 class XCA(nn.Module):
     """Cross-covariance attention (paper, section 3.2) on tokens (B, N, D).
 
@@ -197,10 +204,7 @@ class MLP(nn.Module):
         return is_plain(self.fc2)
 
     def forward(self, tokens: Tensor, scale: Tensor | None = None) -> Tensor:
-        if is_plain(self.fc1):
-            hidden = ops.linear(tokens, self.fc1.weight, self.fc1.bias, gelu=True)
-        else:
-            hidden = F.gelu(self.fc1(tokens))
+        hidden = gelu_of(self.fc1, tokens)
         if scale is not None or self.is_direct:
             return ops.linear(hidden, *scaled(self.fc2, scale))
         out: Tensor = self.fc2(hidden)
